@@ -1,0 +1,66 @@
+"""Exceptions, warnings with an id, and hints at the nearest right spelling."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable
+
+from leyden.utils.rank import is_rank_zero
+
+
+class MisconfigurationError(ValueError):
+    """The code asks for something that cannot work; raised before training wherever it can be known."""
+
+
+# The name that code written for Lightning catches.
+MisconfigurationException = MisconfigurationError
+
+
+class NotBuiltError(MisconfigurationError):
+    """The code asks for something that Lightning has and Leyden has not yet."""
+
+    def __init__(self, what: str, instead: str) -> None:
+        super().__init__(f"{what} is not built yet in Leyden. {instead}")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, read or applied; the message names its path."""
+
+
+class LeydenWarning(UserWarning):
+    """Something works, but probably not as meant. The message ends in the warning's id, such as ``[LD003]``."""
+
+
+_already_said: set[tuple[str, str]] = set()
+
+
+def warn(identity: str, message: str, *, subject: str = "") -> None:
+    """Warn once a run.
+
+    Args:
+        identity: The warning's id, ``"LD"`` and three digits; docs/warnings.md lists them all.
+        message: What is the matter and what to do about it.
+        subject: What the warning is about, such as a metric's name, where each subject deserves its own warning.
+    """
+    if (identity, subject) in _already_said:
+        return
+    _already_said.add((identity, subject))
+    if is_rank_zero():
+        warnings.warn(f"{message} [{identity}]", LeydenWarning, stacklevel=3)
+
+
+def forget_warnings() -> None:
+    """Let every warning be given again: a new run begins."""
+    _already_said.clear()
+
+
+def nearest(given: object, allowed: Iterable[str]) -> str:
+    """A hint such as `` Did you mean 'val_loss'?``, or ``""`` when nothing is close.
+
+    >>> nearest("val_los", ["train_loss", "val_loss"])
+    " Did you mean 'val_loss'?"
+    """
+    lower = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(str(given).lower(), lower, n=1, cutoff=0.6)
+    return f" Did you mean {lower[close[0]]!r}?" if close else ""
