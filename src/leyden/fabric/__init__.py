@@ -1,0 +1,1 @@
+"""Devices, precision, strategies, launching and checkpoint bytes; usable without a Trainer."""

@@ -1,0 +1,1 @@
+"""Where a module lives and how its processes talk to each other."""

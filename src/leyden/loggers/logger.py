@@ -1,0 +1,92 @@
+"""The base of all loggers: where the values of a run go."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Logger:
+    """Receives the metrics and hyper-parameters of a run.
+
+    A subclass overrides ``name``, ``version``, ``log_metrics`` and ``log_hyperparams``, and whatever else it can do;
+    the rest does nothing. The Trainer calls it on rank 0 only.
+    """
+
+    group_separator = "/"
+
+    @property
+    def name(self) -> str | None:
+        """Name of the experiment."""
+        return None
+
+    @property
+    def version(self) -> int | str | None:
+        """Version of the experiment: which run of that name."""
+        return None
+
+    @property
+    def save_dir(self) -> str | None:
+        """The folder given for all experiments; None when nothing is kept on disk."""
+        return None
+
+    @property
+    def root_dir(self) -> str | None:
+        """The folder of all versions of this experiment."""
+        return self.save_dir
+
+    @property
+    def log_dir(self) -> str | None:
+        """The folder of this run, where checkpoints go too by default; None when nothing is kept on disk."""
+        return None
+
+    @property
+    def experiment(self) -> Any:
+        """The tool's own object, such as a SummaryWriter, for what ``self.log`` cannot say."""
+        return None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record ``metrics`` at ``step``, the number of batches that stepped the optimizer, counted from 0."""
+
+    def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Record the hyper-parameters of the run."""
+
+    def log_graph(self, model: nn.Module, input_array: Any = None) -> None:
+        """Record the model's graph, by a run on ``input_array`` where the tool needs one."""
+
+    def save(self) -> None:
+        """Write out what is still in memory."""
+
+    def finalize(self, status: str) -> None:
+        """The run has ended with ``status``: ``"success"`` or ``"failed"``. More runs may follow."""
+        self.save()
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """``checkpoint_callback``, a ModelCheckpoint, has written a file."""
+
+
+class DummyLogger(Logger):
+    """Stands in for real loggers where nothing is to be kept, as in ``fast_dev_run``; takes every call."""
+
+    @property
+    def experiment(self) -> Any:
+        """An object on which anything can be called."""
+        return _Nothing()
+
+
+class _Nothing:
+    def __getattr__(self, name: str) -> _Nothing:
+        return self
+
+    def __getitem__(self, key: Any) -> _Nothing:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Nothing:
+        return self
