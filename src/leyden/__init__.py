@@ -1,0 +1,29 @@
+"""Leyden: a LightningModule says what to train, a Trainer does the rest."""
+
+from typing import TYPE_CHECKING
+
+from leyden.utils.lazy import lazy_names
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from leyden.core.callback import Callback as Callback
+    from leyden.core.datamodule import LightningDataModule as LightningDataModule
+    from leyden.core.module import LightningModule as LightningModule
+    from leyden.fabric.fabric import Fabric as Fabric
+    from leyden.trainer import Trainer as Trainer
+    from leyden.utils.seed import seed_everything as seed_everything
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Callback": "leyden.core.callback",
+        "Fabric": "leyden.fabric.fabric",
+        "LightningDataModule": "leyden.core.datamodule",
+        "LightningModule": "leyden.core.module",
+        "Trainer": "leyden.trainer",
+        "callbacks": "leyden.callbacks",
+        "loggers": "leyden.loggers",
+        "seed_everything": "leyden.utils.seed",
+    },
+)

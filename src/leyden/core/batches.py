@@ -1,0 +1,282 @@
+"""The loaders of a stage: where they come from, how many batches count, their order and position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from leyden.core.datamodule import LightningDataModule
+from leyden.core.hooks import overrides, takes
+from leyden.core.state import Position, RunState
+from leyden.utils.errors import MisconfigurationError, NotBuiltError, warn
+from leyden.utils.seed import rng_state, set_rng_state
+from leyden.utils.tree import move_data_to_device
+
+Transfer = Callable[[Any, int], Any]
+
+
+class Source:
+    """Where the loaders of one kind come from: an argument of the Trainer's method, the datamodule or the module.
+
+    Attributes:
+        kind: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
+        name: The place, for messages.
+    """
+
+    def __init__(self, kind: str, given: Any, argument: str, datamodule: Any, module: Any, module_base: type) -> None:
+        self.kind = kind
+        self._given = given
+        self._hook: Callable[[], Any] | None = None
+        hook = f"{kind}_dataloader"
+        if given is not None:
+            self.name = argument
+        elif datamodule is not None and overrides(datamodule, hook, LightningDataModule):
+            self.name, self._hook = f"{type(datamodule).__name__}.{hook}()", getattr(datamodule, hook)
+        elif overrides(module, hook, module_base):
+            self.name, self._hook = f"{type(module).__name__}.{hook}()", getattr(module, hook)
+        else:
+            self.name = ""
+
+    @property
+    def exists(self) -> bool:
+        """True when there is anywhere to take loaders from."""
+        return bool(self.name)
+
+    def load(self) -> Any:
+        """The loader or collection of loaders."""
+        return self._hook() if self._hook is not None else self._given
+
+
+class Batches:
+    """The batches of one loader, on their device, up to a limit.
+
+    Attributes:
+        loader: What the user made.
+        count: Batches that a pass takes; ``inf`` when that is not known before the end.
+        is_last: The batch handed out last is the last one of the pass.
+    """
+
+    def __init__(
+        self, loader: Any, where: str, limit: int | float | None, option: str, transfer: Transfer | None
+    ) -> None:
+        if not isinstance(loader, Iterable):
+            raise TypeError(
+                f"{where} gave {loader!r}, a {type(loader).__name__}, which cannot be iterated over. "
+                "Give a DataLoader, or any iterable of batches."
+            )
+        self.loader: Any = loader
+        self.transfer = transfer
+        self.is_last = False
+        size = _size(loader)
+        if size == 0 and limit != 0:
+            raise MisconfigurationError(f"{where} is empty: it has no batches. Check its dataset, and drop_last.")
+        self.count = _limited(size, limit, where, option)
+        # A length is a promise that iterable datasets often break; then one batch is read ahead to see the end.
+        self._known = size is not None and _keeps_its_length(loader)
+
+    def run(self, dataloader_idx: int = 0) -> Iterator[Any]:
+        """One pass."""
+        return self._hand_out(iter(self.loader), dataloader_idx, 0)
+
+    def _hand_out(self, iterator: Iterator[Any], dataloader_idx: int, done: int) -> Iterator[Any]:
+        """What is left of a pass of which ``done`` batches are over, and gone from ``iterator``."""
+        count, transfer = self.count, self.transfer
+        self.is_last = done >= count
+        if self.is_last:
+            return
+        if not self._known:
+            iterator = _read_ahead(iterator, self)
+        for batch in iterator:
+            done += 1
+            if done >= count:
+                self.is_last = True
+            yield batch if transfer is None else transfer(batch, dataloader_idx)
+            if done >= count:
+                return
+
+
+class TrainBatches(Batches):
+    """The training loader and its place in the epoch."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell every sampler which epoch this is, so that it can order its data by it."""
+        for holder in (self.loader, getattr(self.loader, "batch_sampler", None)):
+            sampler = getattr(holder, "sampler", None)
+            if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                set_epoch(epoch)
+
+    def rest_of_epoch(self, position: Position, state: RunState) -> Iterator[Any]:
+        """The batches from ``position.batch`` on, in the order that was drawn when the epoch began.
+
+        The order depends on the random number generators at the epoch's start; they are remembered there, put back to
+        draw it again in mid-epoch, and then left as they were found.
+        """
+        now = rng_state()
+        if position.batch == 0 or state.epoch_rng is None:
+            state.epoch_rng = now
+        else:
+            set_rng_state(state.epoch_rng)
+        iterator = iter(self.loader)
+        if position.batch:
+            if not _is_stateful(self.loader):  # such a loader was given its own place back already
+                for _ in islice(iterator, position.batch):
+                    pass
+            set_rng_state(now)
+        return self._hand_out(iterator, 0, position.batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's own state, where it keeps one."""
+        return {"loader": self.loader.state_dict()} if _is_stateful(self.loader) else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give the loader its own state back."""
+        if "loader" in state and _is_stateful(self.loader):
+            self.loader.load_state_dict(state["loader"])
+
+
+def _read_ahead(iterator: Iterator[Any], batches: Batches) -> Iterator[Any]:
+    """``iterator``, one batch ahead, so that its last batch is known as such."""
+    try:
+        ahead = next(iterator)
+    except StopIteration:
+        return
+    for following in iterator:
+        yield ahead
+        ahead = following
+    batches.is_last = True
+    yield ahead
+
+
+def _size(loader: Any) -> int | None:
+    """Batches in ``loader``; None when it does not say."""
+    try:
+        return len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _keeps_its_length(loader: Any) -> bool:
+    if isinstance(loader, DataLoader):
+        return not isinstance(loader.dataset, IterableDataset)
+    return isinstance(loader, list | tuple | Mapping)
+
+
+def _is_stateful(loader: Any) -> bool:
+    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
+
+
+def _limited(size: int | None, limit: int | float | None, where: str, option: str) -> int | float:
+    """How many batches of ``size`` count under ``limit``: a number if it is an int, a fraction if it is a float."""
+    if limit is None or (isinstance(limit, float) and limit == 1.0):
+        return math.inf if size is None else size
+    if isinstance(limit, int):
+        return limit if size is None else min(limit, size)
+    if limit == 0.0:
+        return 0
+    if size is None:
+        raise MisconfigurationError(
+            f"Trainer({option}={limit}) is a fraction, and {where} does not know its length. Give a number of batches."
+        )
+    if (count := int(size * limit)) == 0:
+        raise MisconfigurationError(
+            f"Trainer({option}={limit}) of the {size} batches of {where} is less than one batch. "
+            f"Give at least {math.ceil(1e4 / size) / 1e4}, or a number of batches."
+        )
+    return count
+
+
+def one_loader(source: Source) -> Any:
+    """The training loader of ``source``."""
+    loader = source.load()
+    if loader is None:
+        raise MisconfigurationError(f"{source.name} returned None. Return a DataLoader, or any iterable of batches.")
+    if isinstance(loader, Mapping) or (isinstance(loader, list | tuple) and _are_loaders(loader)):
+        raise NotBuiltError(
+            f"Training on several loaders at once ({source.name} gave a {type(loader).__name__} of them)",
+            "Give one DataLoader over a torch.utils.data.ConcatDataset.",
+        )
+    return loader
+
+
+def several_loaders(source: Source) -> list[Any]:
+    """The loaders of ``source`` for validation, test or prediction, in order."""
+    given = source.load()
+    if given is None:
+        raise MisconfigurationError(f"{source.name} returned None. Return a DataLoader, or a list of them.")
+    if isinstance(given, Mapping):
+        return list(given.values())
+    return list(given) if isinstance(given, list | tuple) and (not given or _are_loaders(given)) else [given]
+
+
+def _are_loaders(given: Iterable[Any]) -> bool:
+    """True for a collection of loaders, False for a collection of ready batches, which is a loader itself."""
+    given = list(given)
+    return bool(given) and all(isinstance(item, DataLoader) or _size(getattr(item, "dataset", None)) for item in given)
+
+
+def without_shuffling(loader: Any, where: str) -> Any:
+    """``loader`` in a fixed order, for ``overfit_batches``."""
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, RandomSampler):
+        return loader
+    warn("LD030", f"overfit_batches: {where} shuffles, so it is read in order instead, the same batches every epoch.")
+    batch_sampler = loader.batch_sampler
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_size,
+        sampler=SequentialSampler(loader.dataset),  # type: ignore[arg-type]
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        drop_last=getattr(batch_sampler, "drop_last", False),
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def resolve_transfer(module: Any, datamodule: Any, module_base: type, strategy: Any) -> Transfer | None:
+    """How a batch gets to the device, or None when it is there already and nobody wants to see it on its way.
+
+    The hooks ``on_before_batch_transfer``, ``transfer_batch_to_device`` and ``on_after_batch_transfer`` are the
+    datamodule's where it has them, the module's otherwise.
+    """
+    device, precision = strategy.device, strategy.precision
+    hooks: dict[str, Callable[..., Any]] = {}
+    for name, arguments in (
+        ("on_before_batch_transfer", 2),
+        ("transfer_batch_to_device", 3),
+        ("on_after_batch_transfer", 2),
+    ):
+        for owner, base in ((datamodule, LightningDataModule), (module, module_base)):
+            if owner is not None and overrides(owner, name, base):
+                hook = getattr(owner, name)
+                if not takes(hook, arguments):
+                    raise MisconfigurationError(
+                        f"{type(owner).__name__}.{name} must take "
+                        f"({'batch, device' if arguments == 3 else 'batch'}, dataloader_idx)."
+                    )
+                hooks[name] = hook
+                break
+    if not hooks and not precision.casts_input and device.type == "cpu":
+        return None
+    before, move, after = (hooks.get(name) for name in _TRANSFER_HOOKS)
+
+    def transfer(batch: Any, dataloader_idx: int) -> Any:
+        if precision.casts_input:
+            batch = precision.convert_input(batch)
+        if before is not None:
+            batch = before(batch, dataloader_idx)
+        batch = move_data_to_device(batch, device) if move is None else move(batch, device, dataloader_idx)
+        return batch if after is None else after(batch, dataloader_idx)
+
+    return transfer
+
+
+_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")

@@ -1,0 +1,303 @@
+"""capture(run) and restore(run): the same parts, in the same order, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from leyden.core.callback import Callback
+from leyden.core.hooks import overrides
+from leyden.core.loading import load_weights
+from leyden.core.run import Run
+from leyden.core.state import Fn, Position
+from leyden.fabric.checkpoint_io import unsafe_places
+from leyden.utils.errors import CheckpointError, warn
+from leyden.utils.hparams import plain_hyperparameters
+from leyden.utils.rank import say
+from leyden.utils.seed import rng_state, set_rng_state
+
+# The Lightning whose layout this is; its readers look for the key.
+LAYOUT_VERSION = "2.6.6"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a checkpoint.
+
+    Attributes:
+        key: Its place in the file, or how to find it.
+        capture: Takes it from the run; None for nothing to keep.
+        restore: Gives it back to the run.
+        with_model: Restored before on_fit_start and for every method of the Trainer; the others only by fit, after
+            on_fit_start, when the optimizers exist.
+        to_resume: Left out of checkpoints of the weights alone.
+    """
+
+    key: str | Callable[[Run], str]
+    capture: Callable[[Run], Any]
+    restore: Callable[[Run, Any], None]
+    with_model: bool = False
+    to_resume: bool = True
+
+    def place(self, run: Run) -> str:
+        """The part's key in checkpoints of ``run``."""
+        return self.key if isinstance(self.key, str) else self.key(run)
+
+
+def capture(run: Run, weights_only: bool = False, epoch: int | None = None) -> dict[str, Any]:
+    """Everything a run must remember, in types that ``torch.load(weights_only=True)`` reads.
+
+    Args:
+        run: The run, at a place where no hook is half done.
+        weights_only: Leave out what only resuming needs.
+        epoch: Index of the epoch in which the checkpoint was asked for; default the one in progress.
+    """
+    position = run.state.position
+    checkpoint: dict[str, Any] = {
+        "epoch": position.epoch if epoch is None else epoch,
+        "global_step": position.global_step,
+        "pytorch-lightning_version": LAYOUT_VERSION,
+        "loops": {"fit_loop": _lightning_progress(position, epoch)},
+    }
+    for part in PARTS:
+        if not (weights_only and part.to_resume) and (value := part.capture(run)) is not None:
+            checkpoint[part.place(run)] = value
+    for owner, prefix in ((run.module, ""), (run.datamodule, "datamodule_")):
+        if owner is not None:
+            checkpoint.update(_hyperparameters(owner, prefix))
+    if not weights_only:
+        for callback in run.callbacks:
+            if overrides(callback, "on_save_checkpoint", Callback):
+                callback.on_save_checkpoint(run.trainer, run.module, checkpoint)
+    run.module.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def restore_model(run: Run) -> None:
+    """Give the checkpoint's model back, before on_fit_start."""
+    checkpoint = run.checkpoint
+    if checkpoint is None:
+        return
+    run.module.on_load_checkpoint(checkpoint)
+    for part in PARTS:
+        if part.with_model and (run.fn is Fn.FIT or not part.to_resume):
+            _restore(part, run, checkpoint)
+
+
+def _restore(part: Part, run: Run, checkpoint: dict[str, Any]) -> None:
+    if (key := part.place(run)) in checkpoint:
+        part.restore(run, checkpoint[key])
+
+
+def restore_loop(run: Run) -> None:
+    """Give the rest of the checkpoint back, when optimizers exist; training goes on from ``state.position``."""
+    checkpoint, run.checkpoint = run.checkpoint, None
+    if checkpoint is None:
+        return
+    if "optimizer_states" not in checkpoint:
+        raise CheckpointError(
+            f"{run.trainer.ckpt_path} holds weights alone, so training cannot be resumed from it. To start from its "
+            f"weights use {type(run.module).__name__}.load_from_checkpoint(path)."
+        )
+    for part in PARTS:
+        if not part.with_model:
+            _restore(part, run, checkpoint)
+    if "leyden" not in checkpoint:
+        _restore_lightning_progress(run, checkpoint)
+    position, limit = run.state.position, run.options.max_epochs
+    if limit is not None and limit != -1 and position.epoch > limit:
+        raise CheckpointError(
+            f"{run.trainer.ckpt_path} has completed {position.epoch} epochs, more than Trainer(max_epochs={limit}). "
+            "Give a larger max_epochs."
+        )
+
+
+def write_asked(run: Run) -> None:
+    """Write the checkpoints that callbacks asked for."""
+    requests, run.state.save_requests = run.state.save_requests, []
+    captured: dict[tuple[bool, int], dict[str, Any]] = {}
+    for request in requests:
+        kind = (request.weights_only, request.epoch)
+        if kind not in captured:
+            captured[kind] = capture(run, request.weights_only, request.epoch)
+        write(run, captured[kind], request.path)
+        if request.written is not None:
+            request.written(request.path)
+
+
+def write(run: Run, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
+    """Write ``checkpoint`` to ``path``, whole or not at all."""
+    if places := unsafe_places(checkpoint):
+        warn(
+            "LD040",
+            f"The checkpoint holds {', '.join(places[:3])}, which can only be read with weights_only=False. "
+            "Keep plain numbers, strings, containers and tensors in state_dict() and on_save_checkpoint().",
+            subject=places[0],
+        )
+    run.strategy.save_checkpoint(checkpoint, path, storage_options)
+
+
+def _capture_callbacks(run: Run) -> dict[str, Any]:
+    return {c.state_key: state for c in run.callbacks if (state := c.state_dict())}
+
+
+def _restore_callbacks(run: Run, states: dict[str, Any]) -> None:
+    for callback in run.callbacks:
+        if overrides(callback, "on_load_checkpoint", Callback):
+            callback.on_load_checkpoint(run.trainer, run.module, run.checkpoint or {})
+    here = {callback.state_key: callback for callback in run.callbacks}
+    for key, state in states.items():
+        if key in here:
+            here[key].load_state_dict(state)
+    if missing := sorted(set(states) - set(here)):
+        warn("LD041", f"The checkpoint has the state of callbacks that are not here: {', '.join(missing)}.")
+
+
+def _capture_optimizers(run: Run) -> list[dict[str, Any]]:
+    return [optimizer.state_dict() for optimizer in run.optimizers]
+
+
+def _restore_optimizers(run: Run, states: list[dict[str, Any]]) -> None:
+    if len(states) != len(run.optimizers):
+        raise CheckpointError(
+            f"{run.trainer.ckpt_path} has the state of {len(states)} optimizers, and configure_optimizers returned "
+            f"{len(run.optimizers)}."
+        )
+    for optimizer, state in zip(run.optimizers, states, strict=True):
+        try:
+            optimizer.load_state_dict(state)
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{run.trainer.ckpt_path} does not fit {type(optimizer).__name__} as configure_optimizers made it: "
+                f"{error}."
+            ) from error
+
+
+def _restore_schedulers(run: Run, states: list[dict[str, Any]]) -> None:
+    if len(states) != len(run.schedulers):
+        raise CheckpointError(
+            f"{run.trainer.ckpt_path} has the state of {len(states)} schedulers, and configure_optimizers returned "
+            f"{len(run.schedulers)}."
+        )
+    for config, state in zip(run.schedulers, states, strict=True):
+        config.scheduler.load_state_dict(state)
+
+
+def _capture_loop(run: Run) -> dict[str, Any]:
+    """What Lightning's layout has no place for."""
+    return {
+        "position": run.state.position.state_dict(),
+        "results": run.results.state_dict(),
+        "rng": rng_state(),
+        "epoch_rng": run.state.epoch_rng,
+        "loader": run.train.state_dict() if hasattr(run, "train") else {},
+        "precision": run.precision.state_dict(),
+    }
+
+
+def _restore_loop(run: Run, state: dict[str, Any]) -> None:
+    run.state.position.load_state_dict(state["position"])
+    run.results.load_state_dict(state["results"])
+    run.state.epoch_rng = state["epoch_rng"]
+    run.loader_state = state["loader"]
+    run.precision.load_state_dict(state["precision"])
+    set_rng_state(state["rng"])
+    position = run.state.position
+    where = f", after batch {position.batch}" if position.batch else ""
+    say(f"Resuming from {run.trainer.ckpt_path}: epoch {position.epoch}{where}, step {position.global_step}.")
+
+
+PARTS = (
+    Part(
+        "state_dict",
+        lambda run: run.module.state_dict(),
+        lambda run, state: load_weights(run.module, state, run.module.strict_loading, str(run.trainer.ckpt_path)),
+        with_model=True,
+        to_resume=False,
+    ),
+    Part(
+        lambda run: type(run.datamodule).__qualname__,
+        lambda run: (run.datamodule.state_dict() or None) if run.datamodule is not None else None,
+        lambda run, state: run.datamodule.load_state_dict(state) if run.datamodule is not None else None,
+        with_model=True,
+        to_resume=False,
+    ),
+    Part("callbacks", _capture_callbacks, _restore_callbacks, with_model=True),
+    Part("optimizer_states", _capture_optimizers, _restore_optimizers),
+    Part("lr_schedulers", lambda run: [c.scheduler.state_dict() for c in run.schedulers], _restore_schedulers),
+    Part("leyden", _capture_loop, _restore_loop),
+)
+
+
+def _hyperparameters(owner: Any, prefix: str) -> dict[str, Any]:
+    """The hyper-parameters of a module or datamodule, under Lightning's keys."""
+    if not owner.hparams:
+        return {}
+    plain, left_out = plain_hyperparameters(owner.hparams)
+    if left_out:
+        warn(
+            "LD043",
+            f"Checkpoints leave out the hyper-parameters {', '.join(left_out)} of {type(owner).__name__}, which are "
+            "not plain values; pass them to load_from_checkpoint. To say so in the code: "
+            f"save_hyperparameters(ignore={left_out!r}).",
+            subject=type(owner).__qualname__,
+        )
+    names = {"hparams_name": owner._hparams_name or "kwargs", "hyper_parameters": plain}
+    return {f"{prefix}{key}": value for key, value in names.items()}
+
+
+def _lightning_progress(position: Position, epoch: int | None) -> dict[str, Any]:
+    """The position as Lightning writes it, for its readers."""
+
+    def count(number: int, names: tuple[str, ...] = ("ready", "completed", "started", "processed")) -> dict[str, int]:
+        return dict.fromkeys(names, number)
+
+    done, steps = ("ready", "completed"), position.global_step
+    # Lightning's file of a completed epoch still says "n batches of epoch e are done".
+    current = position.epoch if epoch is None or epoch == position.epoch else epoch + 1
+    epochs = count(current)
+    if position.batch:
+        epochs.update(ready=current + 1, started=current + 1)
+    optimizer = {
+        "step": {"total": count(steps, done), "current": count(steps, done)},
+        "zero_grad": {
+            "total": count(steps, (*done, "started")),
+            "current": count(steps, (*done, "started")),
+        },
+    }
+    return {
+        "state_dict": {},
+        "epoch_loop.state_dict": {"_batches_that_stepped": position.stepped_batches},
+        "epoch_loop.batch_progress": {
+            "total": count(position.batch_total),
+            "current": count(position.batch),
+            "is_last_batch": position.batch == 0,
+        },
+        "epoch_loop.scheduler_progress": {"total": count(0, done), "current": count(0, done)},
+        "epoch_loop.automatic_optimization.state_dict": {},
+        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": optimizer},
+        "epoch_loop.manual_optimization.state_dict": {},
+        "epoch_loop.manual_optimization.optim_step_progress": {
+            "total": count(steps, done),
+            "current": count(steps, done),
+        },
+        "epoch_loop.val_loop.state_dict": {},
+        "epoch_loop.val_loop.batch_progress": {"total": count(0), "current": count(0), "is_last_batch": False},
+        "epoch_progress": {"total": epochs, "current": epochs},
+    }
+
+
+def _restore_lightning_progress(run: Run, checkpoint: dict[str, Any]) -> None:
+    """The position in a file that Lightning wrote."""
+    position = run.state.position
+    position.global_step = checkpoint.get("global_step", 0)
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    epochs = loop.get("epoch_progress", {}).get("current", {})
+    batches = loop.get("epoch_loop.batch_progress", {})
+    position.epoch = epochs.get("processed", checkpoint.get("epoch", 0))
+    mid_epoch = epochs.get("ready", 0) > epochs.get("processed", 0)
+    position.batch = batches.get("current", {}).get("processed", 0) if mid_epoch else 0
+    position.batch_total = batches.get("total", {}).get("processed", 0)
+    position.stepped_batches = loop.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", position.global_step)
+    say(f"Resuming from {run.trainer.ckpt_path}, which Lightning wrote: epoch {position.epoch}.")

@@ -1,0 +1,207 @@
+"""Validation, test and prediction: one loop, three endings.
+
+[sanity check only: on_sanity_check_start]
+on_{validation,test,predict}_start
+on_{...}_epoch_start
+for every loader, for every batch:
+    on_{...}_batch_start
+    {validation,test,predict}_step
+    on_{...}_batch_end
+on_{...}_epoch_end
+the epoch's values are reduced and go to the loggers
+on_{...}_end
+[sanity check only: on_sanity_check_end]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leyden.core.batches import Batches
+from leyden.core.hooks import overrides, takes
+from leyden.core.lifecycle import start_logging
+from leyden.core.module import LightningModule
+from leyden.core.results import numbers
+from leyden.core.run import WORD, Run, in_context
+from leyden.core.state import Stage
+from leyden.utils.errors import MisconfigurationError
+from leyden.utils.seed import isolate_rng
+from leyden.utils.tree import tree_map
+
+Metrics = list[dict[str, float]]
+
+
+def sanity_check(run: Run) -> None:
+    """Try a few validation batches before training, and leave no trace: metrics, random numbers, modes."""
+    position = run.state.position
+    if not run.validates or run.sanity_steps == 0 or position.batch_total or position.epoch:
+        return
+    with isolate_rng():
+        run.state.stage = Stage.SANITY_CHECK
+        if fire := run.hooks.on_sanity_check_start:
+            fire()
+        with torch.no_grad():
+            _evaluate(run, Stage.SANITY_CHECK)
+        if fire := run.hooks.on_sanity_check_end:
+            fire()
+    run.state.stage = Stage.TRAIN
+
+
+def validate_inside_fit(run: Run) -> None:
+    """Validate while training; the metrics go to callbacks, bar and loggers."""
+    with torch.no_grad():
+        _evaluate(run, Stage.VALIDATE)
+
+
+def validate(run: Run) -> Metrics:
+    """Validate; returns the metrics of every loader."""
+    return _evaluate_alone(run, Stage.VALIDATE)
+
+
+def test(run: Run) -> Metrics:
+    """Test; returns the metrics of every loader."""
+    return _evaluate_alone(run, Stage.TEST)
+
+
+def predict(run: Run, keep: bool) -> list[list[Any]] | None:
+    """Predict; returns the predictions of every loader and batch, on the CPU, if they are to be kept."""
+    predictions: list[list[Any]] = []
+    _evaluate_alone(run, Stage.PREDICT, predictions if keep else None)
+    return predictions if keep else None
+
+
+def _evaluate_alone(run: Run, stage: Stage, predictions: list[list[Any]] | None = None) -> Metrics:
+    run.place_module()
+    start_logging(run)
+    with torch.inference_mode() if run.options.inference_mode else torch.no_grad():
+        found = _evaluate(run, stage, predictions)
+    run.leave_device()
+    return found
+
+
+def _evaluate(run: Run, stage: Stage, predictions: list[list[Any]] | None = None) -> Metrics:
+    """One pass over all loaders of ``stage``."""
+    results, state, hooks, word = run.results, run.state, run.hooks, WORD[stage]
+    loaders = run.evaluation(stage)
+    several = len(loaders) > 1
+    step, arity = _step_of(run, word, several)
+    outer_stage, state.stage = state.stage, stage
+    entered = results.enter(stage)
+    modes = _start_evaluating(run.module, word)
+
+    if fire := getattr(hooks, f"on_{word}_start"):
+        fire()
+    if fire := getattr(hooks, f"on_{word}_epoch_start"):
+        fire()
+    for index, batches in enumerate(loaders):
+        results.enter(stage, f"/dataloader_idx_{index}" if several else "")
+        results.hook = f"{word}_step"
+        kept: list[Any] | None = None
+        if predictions is not None:
+            predictions.append(kept := [])
+        _evaluate_loader(run, stage, batches, index, step, arity, kept)
+    results.enter(stage)
+    results.begin_batch(None)
+    results.ended = True
+    if fire := getattr(hooks, f"on_{word}_epoch_end"):
+        fire()
+    found = _reduce(run, stage, len(loaders))
+    if fire := getattr(hooks, f"on_{word}_end"):
+        fire()
+
+    _stop_evaluating(run.module, word, modes)
+    results.leave(entered)
+    state.stage = outer_stage
+    return found
+
+
+def _evaluate_loader(
+    run: Run,
+    stage: Stage,
+    batches: Batches,
+    loader_index: int,
+    step: Callable[..., Any],
+    arity: int,
+    kept: list[Any] | None,
+) -> None:
+    """The batches of one loader."""
+    results, word = run.results, WORD[stage]
+    batch_start = getattr(run.hooks, f"on_{word}_batch_start")
+    batch_end = getattr(run.hooks, f"on_{word}_batch_end")
+    sends_steps = stage is not Stage.SANITY_CHECK
+    for index, batch in enumerate(batches.run(loader_index)):
+        results.begin_batch(batch)
+        if batch_start is not None:
+            batch_start(batch, index, loader_index)
+        output = step(*(batch, index, loader_index)[:arity])
+        if batch_end is not None:
+            batch_end(output, batch, index, loader_index)
+        if kept is not None:
+            kept.append(tree_map(_to_cpu, output))
+        if results.by_step and sends_steps:
+            run.send(results.step_metrics(), index)
+
+
+def _reduce(run: Run, stage: Stage, loaders: int) -> Metrics:
+    """The epoch's values, by loader; values logged outside the loaders' batches belong to each of them."""
+    results = run.results
+    if stage is Stage.SANITY_CHECK:
+        results.forget(stage)
+        return []
+    shared = results.end_epoch()
+    by_loader = [shared]
+    if loaders > 1:
+        by_loader = []
+        for index in range(loaders):
+            results.enter(stage, f"/dataloader_idx_{index}")
+            by_loader.append({**results.end_epoch(), **shared})
+        results.enter(stage)
+    merged = {name: value for metrics in by_loader for name, value in metrics.items()}
+    run.send(merged, run.log_step if run.fn == "fit" else run.state.position.stepped_batches)
+    return [numbers(metrics) for metrics in by_loader]
+
+
+def _step_of(run: Run, word: str, several: bool) -> tuple[Callable[..., Any], int]:
+    """The module's step, and how many of (batch, batch_idx, dataloader_idx) it takes."""
+    name = f"{word}_step"
+    step = getattr(run.module, name)
+    if several:
+        if not takes(step, 3):
+            raise MisconfigurationError(
+                f"{type(run.module).__name__}.{name} gets several loaders, so it must take (batch, batch_idx, "
+                "dataloader_idx)."
+            )
+        arity = 3
+    else:
+        arity = next((count for count in (2, 1, 3) if takes(step, count)), 0)
+        if not arity:
+            raise MisconfigurationError(
+                f"{type(run.module).__name__}.{name} must take (batch) or (batch, batch_idx) or "
+                "(batch, batch_idx, dataloader_idx)."
+            )
+    return (in_context(step, run.precision) if run.precision.has_context else step), arity
+
+
+def _start_evaluating(module: LightningModule, word: str) -> list[tuple[nn.Module, bool]]:
+    """Evaluation mode; returns the mode that every submodule had."""
+    modes = [(part, part.training) for part in module.modules()]
+    getattr(module, f"on_{word}_model_eval")()
+    return modes
+
+
+def _stop_evaluating(module: LightningModule, word: str, modes: list[tuple[nn.Module, bool]]) -> None:
+    """Every submodule back in the mode it had, so that layers frozen in evaluation mode stay so."""
+    hook = f"on_{word}_model_train"
+    if overrides(module, hook, LightningModule) and hasattr(module, hook):
+        getattr(module, hook)()
+        return
+    for part, training in modes:
+        part.training = training
+
+
+def _to_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()

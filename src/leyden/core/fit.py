@@ -1,0 +1,322 @@
+"""THE TRAINING LOOP.
+
+on_fit_start
+[sanity check]
+on_train_start
+for every epoch:
+    on_train_epoch_start
+    for every batch:
+        on_train_batch_start
+        training_step
+        [on_before_zero_grad, the gradients are cleared]    first batch of an accumulation window
+        on_before_backward, backward, on_after_backward
+        [on_before_optimizer_step, clipping, the optimizer steps]    last batch of the window
+        [schedulers by step; on the epoch's last batch, schedulers by epoch]
+        on_train_batch_end
+        [step values go to the loggers]
+        [validation, when due]
+        [checkpoints that were asked for are written]
+    on_train_epoch_end
+    [epoch values go to the loggers, checkpoints are written]
+on_train_end
+on_fit_end
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leyden.core.checkpoint import restore_loop, write_asked
+from leyden.core.evaluate import sanity_check, validate_inside_fit
+from leyden.core.lifecycle import start_logging
+from leyden.core.run import Run, warn_about_modes
+from leyden.core.state import Stage
+from leyden.utils.errors import MisconfigurationError, warn
+
+
+def fit(run: Run) -> None:
+    """Train to the end, from wherever the run stands."""
+    hooks, state = run.hooks, run.state
+    run.place_module()
+    run.prepare_training()
+    state.stage = Stage.TRAIN
+    run.results.enter(Stage.TRAIN)
+    if fire := hooks.on_fit_start:
+        fire()
+    start_logging(run)
+    restore_loop(run)
+    run.module.zero_grad()
+    with torch.enable_grad():
+        sanity_check(run)
+        if run.options.limit_train_batches == 0:
+            state.stop_reason = "limit_train_batches=0"
+        else:
+            run.load_training_data()
+            warn_about_modes(run.module)
+            if fire := hooks.on_train_start:
+                fire()
+            while not must_stop(run):
+                train_epoch(run)
+            if fire := hooks.on_train_end:
+                fire()
+            write_asked(run)
+    run.leave_device()
+    if fire := run.hooks.on_fit_end:
+        fire()
+
+
+def must_stop(run: Run) -> bool:
+    """True when a limit is reached, or when a stop was asked for that the minima allow."""
+    state, options = run.state, run.options
+    position = state.position
+    if options.max_steps != -1 and position.global_step >= options.max_steps:
+        state.stop_reason = f"max_steps={options.max_steps} reached"
+    elif options.max_epochs is not None and options.max_epochs != -1 and position.epoch >= options.max_epochs:
+        state.stop_reason = f"max_epochs={options.max_epochs} reached"
+    elif state.should_stop and position.epoch >= (options.min_epochs or 0):
+        if position.global_step >= (options.min_steps or 0):
+            state.stop_reason = state.stop_reason or "a stop was asked for"
+            return True
+        return False
+    else:
+        return False
+    return True
+
+
+def train_epoch(run: Run) -> None:
+    """Train on the rest of one epoch: from ``position.batch`` to the loader's end or a stop."""
+    run.resolve_changed_hooks()
+    hooks, state, results, train = run.hooks, run.state, run.results, run.train
+    position, max_steps = state.position, run.options.max_steps
+    validates_by_batch = _validates_in_this_epoch(run)
+    log_every, automatic = run.log_every, run.module.automatic_optimization
+    complete = True
+    train.begin_epoch(position.epoch)
+    results.hook = "training_step"
+    if position.batch == 0 and (fire := hooks.on_train_epoch_start):
+        fire()
+
+    for batch in train.rest_of_epoch(position, state):
+        if batch is None:
+            warn("LD032", f"{run.sources['train'].name} gave None instead of a batch; it is passed over.")
+            position.batch += 1
+            continue
+        index = position.batch
+        results.begin_batch(batch)
+        if (fire := hooks.on_train_batch_start) and fire(batch, index) == -1:
+            break
+        steps_before = position.global_step
+        output = train_batch(run, batch, index)
+        stepped = position.global_step != steps_before or not automatic
+        position.batch += 1  # before the hooks, so that a checkpoint they save resumes at the next batch
+        position.batch_total += 1
+        if run.schedulers and automatic:
+            _step_schedulers(run, index, stepped)
+        if fire := hooks.on_train_batch_end:
+            fire(_seen_by_hooks(output), batch, index)
+        if stepped:
+            position.stepped_batches += 1
+            if log_every and position.stepped_batches % log_every == 0:
+                run.send(results.step_metrics(), run.log_step)
+        if validates_by_batch and _validation_is_due(run, index):
+            if run.pending == 0:
+                run.module.on_validation_model_zero_grad()
+            validate_inside_fit(run)
+            if run.schedulers and automatic and stepped:
+                _step_plateau(run, "step", index)
+        if state.save_requests and run.pending == 0:
+            write_asked(run)  # the safe point: no hook is half done, no gradient half accumulated
+        if position.global_step >= max_steps != -1 or (state.should_stop and must_stop(run)):
+            complete = train.is_last
+            break
+
+    results.begin_batch(None)
+    results.ended = True
+    if fire := hooks.on_train_epoch_end:
+        fire()
+    run.pending = 0
+    if run.schedulers and automatic and complete:
+        _step_plateau(run, "epoch", position.epoch)
+    run.send(results.end_epoch(clear=complete), run.log_step)
+    if complete:
+        position.epoch += 1
+        position.batch = 0
+    if state.save_requests:
+        write_asked(run)
+
+
+def train_batch(run: Run, batch: Any, index: int) -> Any:
+    """Forward and backward on one batch; step the optimizer when enough gradients have accumulated."""
+    if not run.module.automatic_optimization:
+        return _manual_batch(run, batch, index)
+    hooks, precision = run.hooks, run.precision
+    optimizer = run.optimizers[0] if run.optimizers else None
+    stepping, share = _accumulation(run, index)
+    clears = run.pending == 0
+    output: Any = None
+
+    def closure() -> Any:
+        nonlocal output
+        output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
+        loss = _loss_of(output, run)
+        if loss is None:
+            return None
+        if clears and optimizer is not None:
+            if fire := hooks.on_before_zero_grad:
+                fire(optimizer)
+            if run.zero_grad is None:
+                optimizer.zero_grad()
+            else:
+                run.zero_grad(run.state.position.epoch, index, optimizer)
+        if share != 1:
+            loss = loss / share
+        if fire := hooks.on_before_backward:
+            fire(loss)
+        run.backward(loss)
+        run.pending += 1
+        if fire := hooks.on_after_backward:
+            fire()
+        if stepping and optimizer is not None:
+            _finish_gradients(run, optimizer)
+        return loss
+
+    if not stepping or optimizer is None:
+        closure()
+        run.state.position.global_step += stepping
+    elif run.closure_first:  # torch's optimizers: the same result as step(closure), four frames fewer
+        closure()
+        if output is None and run.pending:  # the window's last batch was skipped: the others' gradients remain
+            _finish_gradients(run, optimizer)
+        if run.pending:
+            precision.step(optimizer)
+            run.state.position.global_step += 1
+    else:  # LBFGS, an optimizer not of torch's, or a module that overrides optimizer_step
+        run.module.optimizer_step(run.state.position.epoch, index, run.wrapped_optimizers[0], closure)
+    if stepping:
+        run.pending = 0
+    return output
+
+
+def _accumulation(run: Run, index: int) -> tuple[bool, int]:
+    """Does the optimizer step after batch ``index``, and among how many batches is its step shared?
+
+    The last window of an epoch may be shorter; its gradient is the mean over the batches it really has. Where the
+    epoch's length is unknown that is seen too late for the loss, and ``_finish_gradients`` makes up for it.
+    """
+    window = run.accumulate
+    if window == 1:
+        return True, 1
+    count = run.train.count
+    if count != math.inf and index >= (tail := int(count) // window * window):
+        return index + 1 == count, int(count) - tail
+    return (index + 1) % window == 0 or run.train.is_last, window
+
+
+def _finish_gradients(run: Run, optimizer: Any) -> None:
+    """The last touches to the gradients before the optimizer steps."""
+    window = run.accumulate
+    if window != 1 and run.train.count == math.inf and 0 < run.pending < window:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(gradients, window / run.pending)
+    run.precision.unscale(optimizer)
+    if fire := run.hooks.on_before_optimizer_step:
+        fire(optimizer)
+    if run.clip is not None:
+        run.clip(optimizer)
+
+
+def _manual_batch(run: Run, batch: Any, index: int) -> Any:
+    """One batch in manual optimization: training_step does it all."""
+    output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
+    if output is not None and not isinstance(output, Tensor | dict):
+        raise MisconfigurationError(
+            f"training_step returned {type(output).__name__}: {output!r}. "
+            "In manual optimization it may return a tensor, a dict or None."
+        )
+    return output
+
+
+def _loss_of(output: Any, run: Run) -> Tensor | None:
+    """The loss in what ``training_step`` returned; None to skip the batch."""
+    loss = output if isinstance(output, Tensor) else output.get("loss") if hasattr(output, "get") else None
+    if isinstance(loss, Tensor):
+        if loss.requires_grad and (loss.ndim == 0 or loss.numel() == 1):
+            return loss
+        if loss.requires_grad:
+            raise MisconfigurationError(
+                f"training_step returned a loss of shape {tuple(loss.shape)}; it must have one element. "
+                "Reduce it, for example with .mean()."
+            )
+        if run.optimizers:
+            raise MisconfigurationError(
+                "training_step returned a loss without grad: it does not depend on a parameter that requires one. "
+                "Look for .detach(), .item(), torch.no_grad() or requires_grad=False on its way."
+            )
+        return None
+    if output is None:
+        warn("LD033", "training_step returned None: the batch is skipped. Return a loss to train on it.")
+        return None
+    if hasattr(output, "get"):
+        raise MisconfigurationError(
+            f"training_step returned a dict without a tensor under 'loss'; its keys are {sorted(map(str, output))}."
+        )
+    raise MisconfigurationError(
+        f"training_step returned {type(output).__name__}: {str(output)[:80]}. "
+        "It may return the loss, a dict with 'loss', or None to skip the batch."
+    )
+
+
+def _seen_by_hooks(output: Any) -> dict[str, Any]:
+    """``outputs`` of on_train_batch_end: the loss detached, other keys as they are."""
+    if output is None:
+        return {}
+    if isinstance(output, Tensor):
+        return {"loss": output.detach()}
+    loss = output.get("loss")
+    return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
+
+
+def _validates_in_this_epoch(run: Run) -> bool:
+    every = run.options.check_val_every_n_epoch
+    return run.validates and (every is None or (run.state.position.epoch + 1) % every == 0)
+
+
+def _validation_is_due(run: Run, index: int) -> bool:
+    if run.validation_interval == math.inf or run.validation_interval == run.train.count:
+        return run.train.is_last or (run.state.should_stop and must_stop(run))
+    across_epochs = run.options.check_val_every_n_epoch is None
+    done = run.state.position.batch_total if across_epochs else index + 1
+    return bool(done % run.validation_interval == 0) or (run.state.should_stop and must_stop(run))
+
+
+def _step_schedulers(run: Run, index: int, stepped: bool) -> None:
+    """Step the schedulers that watch nothing: by step after a step, by epoch after the epoch's last batch."""
+    for config in run.schedulers:
+        if config.reduce_on_plateau:
+            continue
+        if config.interval == "step":
+            if stepped and (index + 1) % config.frequency == 0:
+                run.module.lr_scheduler_step(config.scheduler, None)
+        elif run.train.is_last and (run.state.position.epoch + 1) % config.frequency == 0:
+            run.module.lr_scheduler_step(config.scheduler, None)
+
+
+def _step_plateau(run: Run, interval: str, count: int) -> None:
+    """Step the schedulers that watch a metric."""
+    for config in run.schedulers:
+        if not config.reduce_on_plateau or config.interval != interval or (count + 1) % config.frequency:
+            continue
+        logged = run.results.callback_metrics()
+        if config.monitor in logged:
+            run.module.lr_scheduler_step(config.scheduler, logged[config.monitor])
+            continue
+        problem = (
+            f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged: {', '.join(sorted(logged))}."
+        )
+        if config.strict:
+            raise MisconfigurationError(problem)
+        warn("LD034", f"{problem} The scheduler does not step.", subject=str(config.monitor))

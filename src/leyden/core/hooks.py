@@ -1,0 +1,128 @@
+"""The table of hooks; resolve() binds those that somebody implements."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from leyden.core.callback import Callback
+from leyden.utils.errors import MisconfigurationError
+
+if TYPE_CHECKING:
+    from leyden.core.results import Results
+
+# Every event: what its hook is called with, after (trainer, pl_module) in a callback. The docstring of fit.py and of
+# evaluate.py say when.
+HOOKS: dict[str, tuple[str, ...]] = {
+    "on_fit_start": (),
+    "on_fit_end": (),
+    "on_sanity_check_start": (),
+    "on_sanity_check_end": (),
+    "on_train_start": (),
+    "on_train_end": (),
+    "on_train_epoch_start": (),
+    "on_train_epoch_end": (),
+    "on_train_batch_start": ("batch", "batch_idx"),
+    "on_train_batch_end": ("outputs", "batch", "batch_idx"),
+    "on_before_zero_grad": ("optimizer",),
+    "on_before_backward": ("loss",),
+    "on_after_backward": (),
+    "on_before_optimizer_step": ("optimizer",),
+    **{
+        f"on_{stage}_{event}": arguments
+        for stage in ("validation", "test", "predict")
+        for event, arguments in (
+            ("start", ()),
+            ("end", ()),
+            ("epoch_start", ()),
+            ("epoch_end", ()),
+            ("batch_start", ("batch", "batch_idx", "dataloader_idx")),
+            ("batch_end", ("outputs", "batch", "batch_idx", "dataloader_idx")),
+        )
+    },
+}
+
+
+class Hooks:
+    """One attribute for each event: a function that fires its hooks, or None when nobody implements one.
+
+    A function returns what the hook called last returned, which is the module's where the module has that hook.
+    """
+
+    __slots__ = tuple(HOOKS)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Callable[..., Any] | None: ...
+
+
+def resolve(trainer: Any, module: Any, callbacks: Sequence[Callback], module_base: type, results: Results) -> Hooks:
+    """Bind each event to its implementers, callbacks first, then the module.
+
+    At the end of a training epoch, callbacks that monitor metrics come after the module, so that they see what it
+    logged there.
+
+    Raises:
+        MisconfigurationError: A hook cannot take the call it will get.
+    """
+    hooks = Hooks()
+    for name, arguments in HOOKS.items():
+        of_callbacks: list[tuple[bool, Callable[..., Any]]] = [
+            (getattr(callback, "monitors", False), partial(adapt(callback, name, 2, arguments), trainer, module))
+            for callback in callbacks
+            if overrides(callback, name, Callback)
+        ]
+        of_module = [adapt(module, name, 0, arguments)] if overrides(module, name, module_base) else []
+        if name == "on_train_epoch_end":
+            first = [call for monitors, call in of_callbacks if not monitors]
+            calls = [*first, *of_module, *(call for monitors, call in of_callbacks if monitors)]
+        else:
+            calls = [*(call for _, call in of_callbacks), *of_module]
+        setattr(hooks, name, _fire(name, calls, results) if calls else None)
+    return hooks
+
+
+def overrides(owner: object, name: str, base: type) -> bool:
+    """True when ``owner`` implements ``name`` itself, on its class or on the instance, rather than inheriting it."""
+    method = getattr(owner, name, None)
+    return method is not None and getattr(method, "__func__", method) is not getattr(base, name, None)
+
+
+def takes(function: Callable[..., Any], arguments: int) -> bool:
+    """True when ``function`` can be called with that many positional arguments."""
+    try:
+        inspect.signature(function).bind(*[None] * arguments)
+    except TypeError:
+        return False
+    except ValueError:  # built-ins have no signature
+        return True
+    return True
+
+
+def adapt(owner: object, name: str, leading: int, arguments: tuple[str, ...]) -> Callable[..., Any]:
+    """The hook ``name`` of ``owner``, ready for the call it will get: ``leading`` arguments, then ``arguments``.
+
+    A hook that leaves the last parameter, ``dataloader_idx``, out is called without it.
+    """
+    method: Callable[..., Any] = getattr(owner, name)
+    if takes(method, leading + len(arguments)):
+        return method
+    if arguments[-1:] == ("dataloader_idx",) and takes(method, leading + len(arguments) - 1):
+        return lambda *given: method(*given[:-1])
+    call = ", ".join([*("trainer", "pl_module")[:leading], *arguments])
+    raise MisconfigurationError(
+        f"{type(owner).__name__}.{name}{inspect.signature(method)} cannot take the call it will get: {name}({call})."
+    )
+
+
+def _fire(name: str, calls: list[Callable[..., Any]], results: Results) -> Callable[..., Any]:
+    def fire(*args: Any) -> Any:
+        outer, results.hook = results.hook, name
+        for call in calls:
+            result = call(*args)
+        results.hook = outer
+        return result
+
+    return fire

@@ -1,0 +1,123 @@
+"""What happens before and after the loops, alike for fit, validate, test and predict.
+
+[module's configure_callbacks]
+prepare_data        datamodule, module; one process
+setup               datamodule, callbacks, module
+configure_model
+[the checkpoint's model]
+... the loop ...
+teardown            datamodule, callbacks, module; after a failure too, behind on_exception
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from leyden.core.callback import Callback
+from leyden.core.checkpoint import restore_model
+from leyden.core.datamodule import LightningDataModule
+from leyden.core.hooks import overrides
+from leyden.core.module import LightningModule
+from leyden.core.preflight import check_run
+from leyden.core.run import Run
+from leyden.core.state import Fn, Status
+from leyden.utils.errors import MisconfigurationError
+
+
+def prepare(run: Run) -> None:
+    """Everything before the loop that is the same for all four methods."""
+    module, datamodule, stage = run.module, run.datamodule, str(run.fn)
+    module.trainer = run.trainer
+    if datamodule is not None:
+        datamodule.trainer = run.trainer
+    check_run(run)
+    run.resolve_hooks()
+    for owner in (datamodule, module):
+        if owner is not None:
+            owner.prepare_data()
+    if datamodule is not None:
+        datamodule.setup(stage=stage)
+    for callback in run.callbacks:
+        if overrides(callback, "setup", Callback):
+            callback.setup(run.trainer, module, stage=stage)
+    module.setup(stage=stage)
+    with run.precision.init_context():
+        module.configure_model()
+    restore_model(run)
+
+
+def start_logging(run: Run) -> None:
+    """Give every logger the hyper-parameters."""
+    if not run.loggers or not run.options.enable_autolog_hparams:
+        return
+    params = logged_hyperparameters(run.module, run.datamodule)
+    for logger in run.loggers:
+        if params is not None:
+            logger.log_hyperparams(params)
+        if run.fn is Fn.FIT:
+            logger.log_graph(run.module)
+        logger.save()
+
+
+def logged_hyperparameters(module: LightningModule, datamodule: LightningDataModule | None) -> dict[str, Any] | None:
+    """The hyper-parameters of module and datamodule together; None when neither saved any."""
+    owners = [owner for owner in (datamodule, module) if owner is not None and owner._log_hyperparams]
+    merged: dict[str, Any] = {}
+    for owner in owners:
+        for name, value in owner.hparams_initial.items():
+            if name in merged and merged[name] is not value and not _equal(merged[name], value):
+                raise MisconfigurationError(
+                    f"The hyper-parameter {name!r} is {merged[name]!r} in the datamodule and {value!r} in the module. "
+                    "Rename one, or pass logger=False to one save_hyperparameters."
+                )
+            merged[name] = value
+    return merged if owners else None
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors compare element by element
+        return False
+
+
+def finish(run: Run) -> None:
+    """The run came to its end."""
+    run.state.stage = None
+    run.state.status = Status.FINISHED
+    with ExitStack() as each:  # all of them are called, whatever one of them raises
+        _at_the_end(run, each, "success")
+
+
+def fail(run: Run, error: BaseException) -> None:
+    """The run was broken off by ``error``, which the caller raises again."""
+    run.state.status = Status.INTERRUPTED
+    with ExitStack() as each:
+        _at_the_end(run, each, "failed")
+        if run.datamodule is not None:
+            each.callback(run.datamodule.on_exception, error)
+        for callback in reversed(run.callbacks):
+            if overrides(callback, "on_exception", Callback):
+                each.callback(callback.on_exception, run.trainer, run.module, error)
+    run.state.stage = None
+
+
+def _at_the_end(run: Run, each: ExitStack, status: str) -> None:
+    """Have everybody tidy up; an ExitStack calls in reverse order."""
+    stage = str(run.fn)
+    each.callback(_detach, run)
+    for logger in reversed(run.loggers):
+        each.callback(logger.finalize, status)
+    each.callback(run.module.teardown, stage=stage)
+    for callback in reversed(run.callbacks):
+        if overrides(callback, "teardown", Callback):
+            each.callback(callback.teardown, run.trainer, run.module, stage=stage)
+    if run.datamodule is not None:
+        each.callback(run.datamodule.teardown, stage=stage)
+
+
+def _detach(run: Run) -> None:
+    """What is logged after the run goes nowhere."""
+    for owner in (*run.module.modules(), *run.callbacks):
+        owner.__dict__.pop("_results", None)

@@ -1,0 +1,122 @@
+"""A module or a datamodule made from a checkpoint file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from leyden.fabric.checkpoint_io import CheckpointIO
+from leyden.utils.errors import CheckpointError, MisconfigurationError, warn
+from leyden.utils.hparams import AttributeDict, from_csv, from_yaml, init_arguments, missing_arguments
+
+
+def read_checkpoint(path: Any, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
+    """The contents of the file at ``path``, or of an open file.
+
+    Args:
+        path: Local, remote, or a file opened for reading bytes.
+        map_location: As in ``torch.load``.
+        weights_only: None means True.
+
+    Raises:
+        CheckpointError: The file is damaged, or holds what ``weights_only`` refuses.
+    """
+    safe = weights_only is None or weights_only
+    if hasattr(path, "read"):
+        checkpoint = torch.load(path, map_location=map_location, weights_only=safe)
+    else:
+        checkpoint = CheckpointIO().load_checkpoint(str(path), map_location=map_location, weights_only=safe)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of a Trainer: it has no 'state_dict'. "
+            "To load bare weights use model.load_state_dict(torch.load(path))."
+        )
+    return checkpoint
+
+
+def load_module(
+    cls: Any,
+    path: str | Path | IO[bytes],
+    map_location: Any,
+    hparams_file: str | Path | None,
+    strict: bool | None,
+    weights_only: bool | None,
+    overrides: dict[str, Any],
+) -> Any:
+    """A ``cls`` with the hyper-parameters and weights of a checkpoint; see LightningModule.load_from_checkpoint."""
+    if map_location is None and not torch.cuda.is_available():
+        map_location = "cpu"
+    checkpoint = read_checkpoint(path, map_location, weights_only)
+    if hparams_file is not None:
+        checkpoint["hyper_parameters"] = _read_hparams(str(hparams_file))
+    module = _make(cls, path, checkpoint.get("hyper_parameters", {}), checkpoint.get("hparams_name"), overrides)
+    module.configure_model()
+    module.on_load_checkpoint(checkpoint)
+    if strict is None:
+        strict = module.strict_loading
+    load_weights(module, checkpoint["state_dict"], strict, str(path))
+    return module
+
+
+def load_datamodule(
+    cls: Any,
+    path: str | Path | IO[bytes],
+    map_location: Any,
+    hparams_file: str | Path | None,
+    weights_only: bool | None,
+    overrides: dict[str, Any],
+) -> Any:
+    """A ``cls`` with the hyper-parameters and state of a checkpoint; see LightningDataModule.load_from_checkpoint."""
+    checkpoint = read_checkpoint(path, map_location, weights_only)
+    params = checkpoint.get("datamodule_hyper_parameters", {})
+    if hparams_file is not None:
+        params = _read_hparams(str(hparams_file))
+    datamodule = _make(cls, path, params, checkpoint.get("datamodule_hparams_name"), overrides)
+    if state := checkpoint.get(cls.__qualname__):
+        datamodule.load_state_dict(state)
+    return datamodule
+
+
+def load_weights(module: Any, state: dict[str, Any], strict: bool, path: str) -> None:
+    """Load ``state`` into ``module``.
+
+    Raises:
+        CheckpointError: The weights do not fit; the message names those that do not.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=strict)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights in {path} do not fit {type(module).__name__}: {error}") from error
+    if missing or unexpected:
+        warn(
+            "LD042",
+            f"The weights in {path} do not match {type(module).__name__} one to one; "
+            f"missing: {missing}, unexpected: {unexpected}.",
+        )
+
+
+def _make(cls: Any, path: Any, params: dict[str, Any], name: str | None, overrides: dict[str, Any]) -> Any:
+    """Call ``cls`` with saved hyper-parameters and the caller's own."""
+    if name not in (None, "", "kwargs"):  # they were one object, which __init__ takes whole
+        given = {str(name): AttributeDict(params), **overrides}
+    else:
+        given = init_arguments(cls, dict(params), overrides)
+    if missing := missing_arguments(cls, given):
+        example = ", ".join(f"{argument}=..." for argument in missing)
+        raise TypeError(
+            f"{cls.__name__}.__init__ needs {', '.join(missing)}, which {path} does not hold. "
+            f"Pass it: {cls.__name__}.load_from_checkpoint(path, {example}); or call self.save_hyperparameters() in "
+            "__init__ before training, to have it saved."
+        )
+    return cls(**given)
+
+
+def _read_hparams(path: str) -> dict[str, Any]:
+    suffix = path.rpartition(".")[2].lower()
+    if suffix in ("yaml", "yml"):
+        return dict(from_yaml(path))
+    if suffix == "csv":
+        return dict(from_csv(path))
+    raise MisconfigurationError(f"hparams_file={path!r} must end in .yaml, .yml or .csv.")

@@ -1,0 +1,202 @@
+"""What configure_optimizers returned, made uniform; schedulers; toggling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from leyden.utils.errors import MisconfigurationError, nearest, warn
+
+_FORMS = (
+    "configure_optimizers may return an optimizer, a list of optimizers, ([optimizers], [schedulers]), "
+    "(optimizer, scheduler), a dict {'optimizer': ..., 'lr_scheduler': ...}, or several such dicts"
+)
+
+
+@dataclass(slots=True)
+class LRSchedulerConfig:
+    """A learning-rate scheduler and when it steps.
+
+    Attributes:
+        scheduler: The scheduler.
+        name: Under which LearningRateMonitor logs it.
+        interval: ``"epoch"`` or ``"step"``.
+        frequency: Steps every so many epochs, or batches of an epoch.
+        reduce_on_plateau: It steps by a metric, ``monitor``.
+        monitor: The logged name that it watches.
+        strict: A missing ``monitor`` is an error rather than a warning.
+    """
+
+    scheduler: Any
+    name: str | None = None
+    interval: str = "epoch"
+    frequency: int = 1
+    reduce_on_plateau: bool = False
+    monitor: str | None = None
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        if self.interval not in ("epoch", "step"):
+            raise MisconfigurationError(
+                f"The lr_scheduler's interval={self.interval!r} is unknown. Choose 'epoch' or 'step'."
+            )
+        if not isinstance(self.frequency, int) or self.frequency < 1:
+            raise MisconfigurationError(
+                f"The lr_scheduler's frequency={self.frequency!r} is not a whole number from 1."
+            )
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.reduce_on_plateau = True
+        if self.reduce_on_plateau and self.monitor is None:
+            raise MisconfigurationError(
+                "ReduceLROnPlateau needs a metric to watch. Return {'optimizer': optimizer, 'lr_scheduler': "
+                "{'scheduler': scheduler, 'monitor': 'val_loss'}}."
+            )
+        if isinstance(self.scheduler, OneCycleLR) and self.interval == "epoch":
+            warn(
+                "LD020",
+                "OneCycleLR is made to step with every batch, and steps with every epoch here. "
+                "Return {'scheduler': scheduler, 'interval': 'step'}, unless its total_steps counts epochs.",
+            )
+
+
+class SteppingOptimizer:
+    """An optimizer whose ``step`` goes by the run: precision, hooks and the count of steps are taken care of.
+
+    Everything else is the optimizer's own; to ``isinstance`` it is one of the optimizer's class.
+    """
+
+    def __init__(self, optimizer: Optimizer, step: Callable[[Optimizer, Callable[[], Any] | None], Any]) -> None:
+        self.__dict__.update(optimizer=optimizer, _step=step)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step once; returns what the closure returned."""
+        return self._step(self.optimizer, closure)
+
+    def toggle_model(self, sync_grad: bool = True) -> AbstractContextManager[None]:
+        """Gradients are synchronised inside as outside: there is one process."""
+        return nullcontext()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:
+        return type(self.optimizer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["optimizer"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["optimizer"], name, value)
+
+
+def uniform(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+    """The optimizers and schedulers in whatever ``configure_optimizers`` returned.
+
+    Raises:
+        MisconfigurationError: It is none of the forms that work.
+    """
+    optimizers: list[Optimizer] = []
+    schedulers: list[LRSchedulerConfig] = []
+    if returned is None:
+        warn("LD021", "configure_optimizers returned None: nothing will be optimized. Return an optimizer.")
+    elif isinstance(returned, Optimizer):
+        optimizers = [returned]
+    elif isinstance(returned, Mapping):
+        _take_dict(returned, optimizers, schedulers)
+    elif isinstance(returned, list | tuple) and returned:
+        _take_sequence(returned, optimizers, schedulers)
+    else:
+        raise MisconfigurationError(f"{_FORMS}; got {type(returned).__name__}: {returned!r}.")
+    for config in schedulers:
+        bound_to = getattr(config.scheduler, "optimizer", None)
+        if isinstance(bound_to, Optimizer) and not any(bound_to is optimizer for optimizer in optimizers):
+            raise MisconfigurationError(
+                f"The scheduler {type(config.scheduler).__name__} belongs to an optimizer that configure_optimizers "
+                "does not return. Return both."
+            )
+    return optimizers, schedulers
+
+
+def _take_sequence(returned: Any, optimizers: list[Optimizer], schedulers: list[LRSchedulerConfig]) -> None:
+    if all(isinstance(item, Optimizer) for item in returned):
+        optimizers.extend(returned)
+    elif all(isinstance(item, Mapping) for item in returned):
+        for item in returned:
+            _take_dict(item, optimizers, schedulers)
+    elif len(returned) == 2:
+        of_optimizers, of_schedulers = (list(x) if isinstance(x, list | tuple) else [x] for x in returned)
+        if not all(isinstance(item, Optimizer) for item in of_optimizers):
+            raise MisconfigurationError(f"{_FORMS}; got {returned!r}.")
+        optimizers.extend(of_optimizers)
+        schedulers.extend(_scheduler(item) for item in of_schedulers)
+    else:
+        raise MisconfigurationError(f"{_FORMS}; got {returned!r}.")
+
+
+def _take_dict(returned: Mapping[str, Any], optimizers: list[Optimizer], schedulers: list[LRSchedulerConfig]) -> None:
+    allowed = ("optimizer", "lr_scheduler", "monitor")
+    _refuse_unknown(returned, allowed, "configure_optimizers")
+    if not isinstance(returned.get("optimizer"), Optimizer):
+        raise MisconfigurationError(f"{_FORMS}; the dict's 'optimizer' is {returned.get('optimizer')!r}.")
+    optimizers.append(returned["optimizer"])
+    if (given := returned.get("lr_scheduler")) is not None:
+        for item in given if isinstance(given, list | tuple) else [given]:
+            schedulers.append(_scheduler(item, monitor=returned.get("monitor")))
+
+
+def _scheduler(given: Any, monitor: str | None = None) -> LRSchedulerConfig:
+    if not isinstance(given, Mapping):
+        if not callable(getattr(given, "step", None)):
+            raise MisconfigurationError(f"{_FORMS}; {given!r} is not a scheduler.")
+        return LRSchedulerConfig(given, monitor=monitor)
+    _refuse_unknown(given, [f.name for f in fields(LRSchedulerConfig)], "the lr_scheduler dict")
+    if not callable(getattr(given.get("scheduler"), "step", None)):
+        raise MisconfigurationError(
+            f"The lr_scheduler dict's 'scheduler' is {given.get('scheduler')!r}, not a scheduler."
+        )
+    return LRSchedulerConfig(**{"monitor": monitor, **given})
+
+
+def _refuse_unknown(given: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    for key in given:
+        if key not in allowed:
+            raise MisconfigurationError(
+                f"{where} has the unknown key {key!r}. Known are: {', '.join(allowed)}.{nearest(key, allowed)}"
+            )
+
+
+def default_scheduler_step(scheduler: Any, metric: Any) -> None:
+    """Step ``scheduler``, by ``metric`` when it watches one.
+
+    Raises:
+        MisconfigurationError: The scheduler is not torch's, so how to step it is not known.
+    """
+    if not isinstance(scheduler, LRScheduler | ReduceLROnPlateau) and not hasattr(scheduler, "step"):
+        raise MisconfigurationError(f"{type(scheduler).__name__} has no step(). Override lr_scheduler_step.")
+    if metric is None:
+        scheduler.step()
+    else:
+        scheduler.step(metric)
+
+
+def toggle(optimizer: Any, optimizers: Iterable[Any]) -> dict[nn.Parameter, bool]:
+    """Switch gradients off for parameters that only other optimizers hold; returns what ``untoggle`` takes."""
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    before: dict[nn.Parameter, bool] = {}
+    for other in optimizers:
+        for group in other.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in own and parameter not in before:
+                    before[parameter] = parameter.requires_grad
+                    parameter.requires_grad = False
+    return before
+
+
+def untoggle(before: Mapping[nn.Parameter, bool]) -> None:
+    """Put back what ``toggle`` switched off."""
+    for parameter, required in before.items():
+        parameter.requires_grad = required

@@ -1,0 +1,446 @@
+"""self.log: check, accumulate on the device, reduce, name, hand out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leyden.core.state import Stage
+from leyden.utils.errors import MisconfigurationError, warn
+from leyden.utils.tree import batch_size_of
+
+# Where values may be logged: (on_step by default, on_epoch by default, may be logged by step at all).
+_BY_STEP = (True, False, True)
+_BY_EPOCH = (False, True, True)
+_ONLY_BY_EPOCH = (False, True, False)
+PLACES: dict[str, tuple[bool, bool, bool]] = {
+    "training_step": _BY_STEP,
+    "on_before_zero_grad": _BY_STEP,
+    "on_before_backward": _BY_STEP,
+    "on_after_backward": _BY_STEP,
+    "on_before_optimizer_step": _BY_STEP,
+    "on_train_batch_start": _BY_STEP,
+    "on_train_batch_end": _BY_STEP,
+    "on_train_start": _ONLY_BY_EPOCH,
+    "on_train_epoch_start": _ONLY_BY_EPOCH,
+    "on_train_epoch_end": _ONLY_BY_EPOCH,
+    **{
+        place.format(stage): rule
+        for stage in ("validation", "test")
+        for place, rule in (
+            ("{}_step", _BY_EPOCH),
+            ("on_{}_batch_start", _BY_EPOCH),
+            ("on_{}_batch_end", _BY_EPOCH),
+            ("on_{}_start", _ONLY_BY_EPOCH),
+            ("on_{}_epoch_start", _ONLY_BY_EPOCH),
+            ("on_{}_epoch_end", _ONLY_BY_EPOCH),
+        )
+    },
+}
+
+_REDUCTIONS: dict[Any, str] = {
+    **{name: name for name in ("mean", "sum", "min", "max")},
+    **{"avg": "mean", torch.mean: "mean", torch.sum: "sum", torch.min: "min", torch.max: "max"},
+    **{min: "min", max: "max", sum: "sum"},
+}
+
+
+class Entry:
+    """One name logged at one place: its options, its latest value, and its sum over the epoch so far.
+
+    Attributes:
+        options: What ``self.log`` was called with, to notice a second call that differs.
+        step_name: Under which step values go out; None when they do not.
+        epoch_name: Under which the epoch's value goes out; None when it does not.
+        latest: The value logged last, a tensor of shape ``()`` or a number; None before the first.
+        fresh: ``latest`` was logged since step values went out last.
+        total: Sum (of value times samples for a mean), least or greatest value of the epoch so far, at least float32.
+        weight: Samples in ``total``, for a mean.
+        metric: The torchmetrics-like object that was logged instead of numbers.
+    """
+
+    __slots__ = (
+        "epoch_name",
+        "fresh",
+        "latest",
+        "metric",
+        "name",
+        "options",
+        "prog_bar",
+        "reduction",
+        "step_name",
+        "to_logger",
+        "total",
+        "weight",
+    )
+
+    def __init__(self, name: str, suffix: str, on_step: bool, on_epoch: bool, options: tuple[Any, ...]) -> None:
+        forked = on_step and on_epoch
+        self.name = name + suffix
+        self.step_name: Any = (f"{name}_step" if forked else name) + suffix if on_step else None
+        self.epoch_name: Any = (f"{name}_epoch" if forked else name) + suffix if on_epoch else None
+        self.options = options
+        self.prog_bar: bool = options[0]
+        self.to_logger: bool = options[1] is not False
+        self.reduction = _reduction(name, options[4])
+        self.latest: Any = None
+        self.fresh = False
+        self.total: Any = None
+        self.weight: float = 0
+        self.metric: Any = None
+
+    def accumulate(self, value: Any, samples: float) -> None:
+        """Count ``value`` into the epoch; never waits for the device."""
+        total = self.total
+        if self.reduction == "mean":
+            self.weight += samples
+            if type(total) is Tensor:
+                total.add_(value, alpha=samples)
+                return
+            value = _wide(value) * samples
+        if total is None:
+            # A copy, because the total is later added to in place.
+            self.total = _wide(value).clone() if type(value) is Tensor else value
+        elif self.reduction in ("mean", "sum"):
+            self.total = total + value
+        elif type(total) is Tensor or type(value) is Tensor:
+            pick = torch.minimum if self.reduction == "min" else torch.maximum
+            self.total = pick(torch.as_tensor(total), torch.as_tensor(value))
+        else:
+            self.total = min(total, value) if self.reduction == "min" else max(total, value)
+
+    def epoch_value(self) -> Any:
+        """The epoch's value; None when nothing was logged in it."""
+        if self.metric is not None:
+            return self.metric.compute()
+        if self.total is None or self.reduction != "mean":
+            return self.total
+        return self.total / self.weight if self.weight else self.total * float("nan")
+
+    def clear(self) -> None:
+        """Begin a new epoch."""
+        self.total, self.weight, self.latest, self.fresh = None, 0, None, False
+        if self.metric is not None and self.epoch_name is not None:
+            self.metric.reset()
+
+
+class Results:
+    """What was logged in a run, and the latest values for callbacks, loggers and the progress bar.
+
+    The loops say where they are (``hook``, ``batch``, ``enter``) and when values are due (``step_metrics``,
+    ``end_epoch``); the meaning of every option of ``self.log`` is here.
+
+    Attributes:
+        hook: The step or hook that is running.
+        batch: The batch in work, from which the number of samples is taken.
+        entries: The entries of the stage and loader in work, by place and name.
+        by_step: Something was logged by step in the stage in work.
+        ended: The epoch's batches are over, so ``callback_metrics`` shows the epoch's values too.
+    """
+
+    __slots__ = (
+        "_finished_bar",
+        "_finished_callback",
+        "_pending",
+        "_samples",
+        "_suffix",
+        "_tables",
+        "batch",
+        "by_step",
+        "ended",
+        "entries",
+        "hook",
+        "logged_metrics",
+        "module",
+        "stage",
+    )
+
+    def __init__(self, module: Any = None) -> None:
+        self.module = module
+        self.hook = ""
+        self.batch: Any = None
+        self.by_step = False
+        self.ended = False
+        self.stage: Stage | None = None
+        self.logged_metrics: dict[str, Any] = {}
+        self.entries: dict[tuple[str, str], Entry] = {}
+        self._samples: int | None = None
+        self._suffix = ""
+        self._tables: dict[tuple[Stage | None, str], dict[tuple[str, str], Entry]] = {}
+        self._finished_callback: dict[str, Any] = {}
+        self._finished_bar: dict[str, Any] = {}
+        self._pending: dict[tuple[str, str], dict[str, Any]] = {}
+
+    # Where the loops are.
+
+    def enter(self, stage: Stage | None, suffix: str = "") -> tuple[Stage | None, str, str]:
+        """Log into the table of ``stage`` and ``suffix``, the loader's, from now on; returns what ``leave`` takes."""
+        before = (self.stage, self._suffix, self.hook)
+        self.stage, self._suffix, self.ended = stage, suffix, False
+        self.entries = self._tables.setdefault((stage, suffix), {})
+        self.by_step = any(entry.step_name for entry in self.entries.values())
+        return before
+
+    def leave(self, before: tuple[Stage | None, str, str]) -> None:
+        """Go back to where ``enter`` was called from."""
+        self.enter(before[0], before[1])
+        self.hook = before[2]
+
+    def begin_batch(self, batch: Any) -> None:
+        """The steps and hooks that follow are about ``batch``; None when they are about no batch in particular."""
+        self.batch = batch
+        self._samples = None
+
+    # self.log
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: Any = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """See ``LightningModule.log``."""
+        options = (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, metric_attribute)
+        entry = self.entries.get((self.hook, name))
+        if entry is None:
+            entry = self._declare(name, value, options)
+        elif entry.options != options:
+            raise MisconfigurationError(
+                f"self.log({name!r}) was called twice in {self.hook} with different options. "
+                "Use one call, or two names."
+            )
+        if isinstance(value, Tensor):
+            if value.ndim:
+                value = _one_number(name, value)
+            if not enable_graph and value.requires_grad:
+                value = value.detach()
+        elif entry.metric is not None:
+            if entry.step_name is not None:
+                entry.latest, entry.fresh = _batch_value(name, entry.metric), True
+            return
+        elif type(value) is not float:
+            value = _number(name, value)
+        if entry.step_name is not None:
+            entry.latest = value
+            entry.fresh = True
+        if entry.epoch_name is not None:
+            if entry.reduction != "mean":
+                entry.accumulate(value, 0)
+            else:
+                entry.accumulate(value, batch_size or self._samples or self._count_samples(name))
+
+    def _declare(self, name: str, value: Any, options: tuple[Any, ...]) -> Entry:
+        """Check a call that is the first of its name at its place."""
+        _, _, on_step, on_epoch, _, add_dataloader_idx, metric_attribute = options
+        if not isinstance(name, str):
+            raise TypeError(f"self.log takes a name first, got {name!r}. Write self.log('loss', loss).")
+        if self.hook not in PLACES:
+            raise MisconfigurationError(
+                f"self.log({name!r}) cannot be called in {self.hook or 'this place'}: no values are collected there. "
+                f"It can be called in: {', '.join(PLACES)}."
+            )
+        default_step, default_epoch, step_allowed = PLACES[self.hook]
+        on_step = default_step if on_step is None else on_step
+        on_epoch = default_epoch if on_epoch is None else on_epoch
+        if on_step and not step_allowed:
+            raise MisconfigurationError(
+                f"self.log({name!r}, on_step=True) in {self.hook}: only on_epoch=True works there."
+            )
+        if not on_step and not on_epoch:
+            raise MisconfigurationError(f"self.log({name!r}, on_step=False, on_epoch=False) would log nothing.")
+        if "/dataloader_idx_" in name and add_dataloader_idx:
+            raise MisconfigurationError(
+                f"self.log({name!r}): '/dataloader_idx_' is added by Leyden; pass add_dataloader_idx=False to write it."
+            )
+        entry = Entry(name, self._suffix if add_dataloader_idx else "", on_step, on_epoch, options)
+        if _is_metric(value):
+            entry.metric = self._own_metric(name, value, metric_attribute)
+        elif saved := self._pending.pop((self.hook, name), None):
+            entry.total, entry.weight = saved["total"], saved["weight"]
+        self.entries[(self.hook, name)] = entry
+        self.by_step = self.by_step or on_step
+        return entry
+
+    def _own_metric(self, name: str, metric: Any, attribute: str | None) -> Any:
+        """``metric``, which must belong to the module, so that it moves, and is kept, with it."""
+        owned = self.module is None or not isinstance(metric, torch.nn.Module) or attribute is not None
+        if not owned and not any(metric is part for part in self.module.modules()):
+            raise MisconfigurationError(
+                f"self.log({name!r}, metric): the {type(metric).__name__} is not an attribute of the module. "
+                "Make it in __init__ (self.metric = ...), or pass metric_attribute='name'."
+            )
+        return metric
+
+    def _count_samples(self, name: str) -> int:
+        size = batch_size_of(self.batch) if self.batch is not None else 1
+        if size is None:
+            raise MisconfigurationError(
+                f"self.log({name!r}, on_epoch=True) needs the number of samples, and the batch holds no tensor to "
+                f"take it from. Pass it: self.log({name!r}, value, batch_size=...)."
+            )
+        self._samples = size
+        return size
+
+    # What comes out.
+
+    def step_metrics(self) -> dict[str, float]:
+        """Step values logged since the last call, for the loggers; waits for the device once."""
+        due = {}
+        for entry in self.entries.values():
+            if entry.fresh:
+                entry.fresh = False
+                if entry.to_logger:
+                    due[entry.step_name] = entry.latest
+        self.logged_metrics.update(due)
+        return numbers(due)
+
+    def end_epoch(self, clear: bool = True) -> dict[str, Any]:
+        """Reduce the current table: values go to callbacks and bar, and come back for the loggers.
+
+        Args:
+            clear: Begin a new epoch. Not when the epoch was broken off and may be continued.
+        """
+        due: dict[str, Any] = {}
+        for entry in self.entries.values():
+            if entry.latest is not None and self.stage is Stage.TRAIN:
+                self._finished_callback[entry.name] = self._finished_callback[entry.step_name] = entry.latest
+                if entry.prog_bar:
+                    self._finished_bar[entry.step_name] = entry.latest
+            if entry.epoch_name is not None and (value := entry.epoch_value()) is not None:
+                self._finished_callback[entry.name] = self._finished_callback[entry.epoch_name] = value
+                if entry.prog_bar:
+                    self._finished_bar[entry.epoch_name] = value
+                if entry.to_logger:
+                    due[entry.epoch_name] = value
+            if clear:
+                entry.clear()
+        self.ended = False
+        self.logged_metrics.update(due)
+        return due
+
+    def forget(self, stage: Stage) -> None:
+        """Drop everything that was logged in ``stage``: it was only a trial."""
+        for (table_stage, _), entries in self._tables.items():
+            if table_stage is stage:
+                for entry in entries.values():
+                    entry.clear()
+                entries.clear()
+
+    def add_callback_metrics(self, values: dict[str, Any]) -> None:
+        """Show ``values`` among ``callback_metrics``."""
+        self._finished_callback.update(values)
+
+    def callback_metrics(self) -> dict[str, Tensor]:
+        """The latest value of every name, as tensors; built on each call."""
+        found = dict(self._finished_callback)
+        for entry in self._live():
+            found[entry.name] = found[entry.step_name] = entry.latest
+        if self.ended:
+            for entry in self.entries.values():
+                if entry.epoch_name is not None and (value := entry.epoch_value()) is not None:
+                    found[entry.name] = found[entry.epoch_name] = value
+        return {name: torch.as_tensor(value) for name, value in found.items()}
+
+    def bar_metrics(self) -> dict[str, float]:
+        """The latest values logged with ``prog_bar=True``; waits for the device once."""
+        found = dict(self._finished_bar)
+        found.update((entry.step_name, entry.latest) for entry in self._live() if entry.prog_bar)
+        return numbers(found)
+
+    def _live(self) -> Iterator[Any]:
+        """Training entries with a step value."""
+        table = self._tables.get((Stage.TRAIN, ""), {})
+        return (entry for entry in table.values() if entry.latest is not None)
+
+    # Checkpoints.
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The sums of the training epoch in progress."""
+        table = self._tables.get((Stage.TRAIN, ""), {})
+        return [
+            {"place": place, "name": name, "total": entry.total, "weight": entry.weight}
+            for (place, name), entry in table.items()
+            if entry.total is not None
+        ]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Go on with the sums of ``state_dict``; they take effect when their names are next logged."""
+        self._pending = {(saved["place"], saved["name"]): saved for saved in state}
+
+
+def numbers(values: dict[Any, Any]) -> dict[str, float]:
+    """``values`` as Python numbers; tensors of one device and type are fetched together."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if len({(value.device, value.dtype) for value in tensors.values()}) == 1:
+        fetched = torch.stack([value.detach().reshape(()) for value in tensors.values()]).tolist()
+    else:
+        fetched = [value.item() for value in tensors.values()]
+    return {**values, **dict(zip(tensors, fetched, strict=True))}
+
+
+def _wide(value: Any) -> Any:
+    """``value`` in at least float32. Half-precision sums stop growing: in float16, 2048 + 1 == 2048."""
+    if type(value) is not Tensor:
+        return value
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _reduction(name: str, reduce_fx: Any) -> str:
+    known = _REDUCTIONS.get(reduce_fx) if getattr(reduce_fx, "__hash__", None) else None
+    if known is None:
+        raise MisconfigurationError(
+            f"self.log({name!r}, reduce_fx={reduce_fx!r}): choose 'mean', 'sum', 'min' or 'max'; "
+            "for anything else log a torchmetrics metric."
+        )
+    return known
+
+
+def _is_metric(value: Any) -> bool:
+    return all(callable(getattr(value, method, None)) for method in ("update", "compute", "reset"))
+
+
+def _batch_value(name: str, metric: Any) -> Any:
+    """What ``metric`` returned for this batch."""
+    value = getattr(metric, "_forward_cache", None)
+    if value is None:
+        raise MisconfigurationError(
+            f"self.log({name!r}, metric, on_step=True) needs the metric's value for this batch, and it was not called. "
+            f"Call it (metric(preds, target)) instead of metric.update(...), or pass on_step=False, on_epoch=True."
+        )
+    return value
+
+
+def _one_number(name: str, value: Tensor) -> Tensor:
+    if value.numel() != 1:
+        raise ValueError(
+            f"self.log({name!r}, value) takes one number, got a tensor of shape {tuple(value.shape)}. "
+            "Reduce it first, for example with .mean()."
+        )
+    return value.reshape(())
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, dict):
+        raise ValueError(f"self.log({name!r}, value) takes one number, got a dict. Use self.log_dict(value).")
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise ValueError(
+            f"self.log({name!r}, value) takes a number, a tensor with one element or a metric, "
+            f"got {type(value).__name__}: {value!r}."
+        )
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 2**53:
+        warn("LD010", f"self.log({name!r}, {value}) is rounded: it is kept as a 64-bit float.", subject=name)
+    return float(value)

@@ -1,0 +1,331 @@
+"""Run: one fit, validate, test or predict, with everything it needs resolved before its loop begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+from torch.optim import optimizer as torch_optimizer
+
+from leyden.core.batches import (
+    Batches,
+    Source,
+    TrainBatches,
+    one_loader,
+    resolve_transfer,
+    several_loaders,
+    without_shuffling,
+)
+from leyden.core.callback import Callback
+from leyden.core.hooks import Hooks, overrides, resolve, takes
+from leyden.core.module import LightningModule
+from leyden.core.optimizers import LRSchedulerConfig, SteppingOptimizer, uniform
+from leyden.core.results import Results, numbers
+from leyden.core.state import Fn, RunState, Stage
+from leyden.fabric.strategies.strategy import Strategy
+from leyden.utils.errors import MisconfigurationError, NotBuiltError, warn
+
+if TYPE_CHECKING:
+    from leyden.core.datamodule import LightningDataModule
+    from leyden.loggers.logger import Logger
+
+# Which loaders each loop reads, which step it calls, and how its hooks and limits are called.
+KIND = {
+    Stage.TRAIN: "train",
+    Stage.SANITY_CHECK: "val",
+    Stage.VALIDATE: "val",
+    Stage.TEST: "test",
+    Stage.PREDICT: "predict",
+}
+WORD = {
+    Stage.TRAIN: "train",
+    Stage.SANITY_CHECK: "validation",
+    Stage.VALIDATE: "validation",
+    Stage.TEST: "test",
+    Stage.PREDICT: "predict",
+}
+
+
+class Run:
+    """One fit, validate, test or predict.
+
+    Made by the Trainer, prepared by lifecycle.py, driven by fit.py and evaluate.py. What changes while it goes on is in
+    ``state`` and ``results``; the rest is bound before the loop.
+
+    Attributes:
+        options: The Trainer's options.
+        state: Where training stands; shared by all runs of one Trainer.
+        strategy: The device, and what it takes to be on it.
+        precision: The strategy's number types.
+        hooks: The events somebody listens to.
+        results: What is logged.
+        training_step: The module's, as the closure calls it.
+        step_takes_index: ``training_step`` wants ``batch_idx`` too.
+        accumulate: Batches whose gradients make one optimizer step.
+        pending: Backward passes since the last optimizer step.
+        closure_first: The closure may run before ``optimizer.step`` with the same result.
+        checkpoint: The checkpoint to go on from; None when there is none.
+        loader_state: The training loader's own state in it.
+    """
+
+    train: TrainBatches
+    training_step: Callable[..., Any]
+    backward: Callable[..., None]
+
+    def __init__(
+        self,
+        *,
+        trainer: Any,
+        fn: Fn,
+        options: Any,
+        module: LightningModule,
+        datamodule: LightningDataModule | None,
+        callbacks: list[Callback],
+        loggers: list[Logger],
+        state: RunState,
+        strategy: Strategy,
+        sources: dict[str, Source],
+    ) -> None:
+        self.trainer = trainer
+        self.fn = fn
+        self.options = options
+        self.module = module
+        self.datamodule = datamodule
+        self.callbacks = callbacks
+        self.loggers = loggers
+        self.state = state
+        self.strategy = strategy
+        self.precision = strategy.precision
+        self.sources = sources
+        self.results = Results(module)
+        self.hooks = Hooks()
+        self.checkpoint: dict[str, Any] | None = None
+
+        self.optimizers: list[Optimizer] = []
+        self.wrapped_optimizers: list[SteppingOptimizer] = []
+        self.schedulers: list[LRSchedulerConfig] = []
+        self.step_takes_index = True
+        self.accumulate = 1
+        self.pending = 0
+        self.closure_first = True
+        self.clip: Callable[[Optimizer], Any] | None = None
+        self.zero_grad: Callable[[int, int, Optimizer], Any] | None = None
+        self.validation_interval: int | float = math.inf
+        self.log_every = 0
+
+        self.loader_state: dict[str, Any] = {}
+        self._evaluation: dict[Stage, list[Batches]] = {}
+        self._transfer: Any = None
+        self._resolved_for: list[Callback] = []
+        self._device_before = module.device
+
+    # Bound before the loop.
+
+    def resolve_hooks(self) -> None:
+        """Bind the hooks of callbacks and module, and let callbacks log."""
+        self.hooks = resolve(self.trainer, self.module, self.callbacks, LightningModule, self.results)
+        for owner in () if self.options.barebones else (*self.module.modules(), *self.callbacks):
+            if isinstance(owner, LightningModule | Callback):
+                owner.__dict__["_results"] = self.results
+        self._resolved_for = list(self.callbacks)
+
+    def resolve_changed_hooks(self) -> None:
+        """Bind the hooks anew when somebody has changed the list of callbacks."""
+        if self.callbacks != self._resolved_for:
+            self.resolve_hooks()
+
+    def place_module(self) -> None:
+        """Put the module on the device in its number type; resolve how batches get there."""
+        self.strategy.setup_module(self.module)
+        self._transfer = resolve_transfer(self.module, self.datamodule, LightningModule, self.strategy)
+
+    def prepare_training(self) -> None:
+        """Make the optimizers and bind everything that a training step calls."""
+        module, options, precision = self.module, self.options, self.precision
+        self.optimizers, self.schedulers = uniform(module.configure_optimizers())
+        if module.automatic_optimization and len(self.optimizers) > 1:
+            raise NotBuiltError(
+                f"Automatic optimization with {len(self.optimizers)} optimizers",
+                "Set self.automatic_optimization = False and step them in training_step.",
+            )
+        for optimizer in self.optimizers:
+            precision.check_optimizer(optimizer)
+        self.wrapped_optimizers = [SteppingOptimizer(optimizer, self._step_now) for optimizer in self.optimizers]
+        step = module.training_step
+        self.step_takes_index = takes(step, 2)
+        self.training_step = in_context(step, precision) if precision.has_context else step
+        self.backward = precision.backward
+        if overrides(module, "backward", LightningModule):
+            self.backward = lambda loss: module.backward(precision.scale(loss))
+        self.closure_first = not overrides(module, "optimizer_step", LightningModule) and all(
+            _steps_plainly(optimizer) for optimizer in self.optimizers
+        )
+        if overrides(module, "optimizer_zero_grad", LightningModule):
+            self.zero_grad = module.optimizer_zero_grad
+        self.clip = self._resolve_clipping()
+        self.accumulate = options.accumulate_grad_batches
+        self.log_every = 50 if options.log_every_n_steps is None else options.log_every_n_steps
+
+    def _resolve_clipping(self) -> Callable[[Optimizer], Any] | None:
+        module, precision = self.module, self.precision
+        value, algorithm = self.options.gradient_clip_val, self.options.gradient_clip_algorithm or "norm"
+        if any(overrides(module, name, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")):
+            return lambda optimizer: module.configure_gradient_clipping(
+                optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm
+            )
+        return (lambda optimizer: precision.clip_gradients(optimizer, value, algorithm)) if value else None
+
+    def load_training_data(self) -> None:
+        """Ask for the training loader, and count what depends on its length."""
+        source = self.sources["train"]
+        loader = one_loader(source)
+        if self.options.overfit_batches:
+            loader = without_shuffling(loader, source.name)
+        self.train = TrainBatches(
+            loader, source.name, self.options.limit_train_batches, "limit_train_batches", self._transfer
+        )
+        self.train.load_state_dict(self.loader_state)
+        self.validation_interval = self._resolve_validation_interval()
+
+    def _resolve_validation_interval(self) -> int | float:
+        """Training batches between validations; ``inf`` for the end of every epoch."""
+        count, interval = self.train.count, self.options.val_check_interval
+        across_epochs = self.options.check_val_every_n_epoch is None
+        if not self.validates or interval is None or (isinstance(interval, float) and interval == 1.0):
+            return count
+        if isinstance(interval, int):
+            if interval > count and not across_epochs:
+                raise MisconfigurationError(
+                    f"Trainer(val_check_interval={interval}) is more than the {count} training batches of an epoch, so "
+                    "validation would never run. Give a smaller number, a fraction such as 1.0, or "
+                    "check_val_every_n_epoch=None to count batches across epochs."
+                )
+            return interval
+        if count == math.inf:
+            raise MisconfigurationError(
+                f"Trainer(val_check_interval={interval}) is a fraction, and {self.sources['train'].name} does not know "
+                "its length. Give a number of batches."
+            )
+        return max(1, int(count * interval))
+
+    @property
+    def validates(self) -> bool:
+        """Validation runs inside this fit."""
+        return (
+            self.fn is Fn.FIT
+            and self.sources["val"].exists
+            and overrides(self.module, "validation_step", LightningModule)
+            and self.options.limit_val_batches != 0
+        )
+
+    def evaluation(self, stage: Stage) -> list[Batches]:
+        """The loaders of an evaluating stage, asked for when first needed."""
+        if stage is Stage.SANITY_CHECK:
+            steps = self.sanity_steps
+            return [
+                Batches(full.loader, "", None if steps == -1 else steps, "num_sanity_val_steps", full.transfer)
+                if steps == -1 or steps < full.count
+                else full
+                for full in self.evaluation(Stage.VALIDATE)
+            ]
+        if stage not in self._evaluation:
+            kind = KIND[stage]
+            source, option = self.sources[kind], f"limit_{kind}_batches"
+            loaders = several_loaders(source)
+            if self.options.overfit_batches and kind == "val":
+                loaders = [without_shuffling(loader, source.name) for loader in loaders]
+            self._evaluation[stage] = [
+                Batches(loader, source.name, getattr(self.options, option), option, self._transfer)
+                for loader in loaders
+            ]
+        return self._evaluation[stage]
+
+    @property
+    def sanity_steps(self) -> int:
+        """Validation batches of each loader that are tried before training; -1 for all."""
+        steps: int | None = self.options.num_sanity_val_steps
+        return 2 if steps is None else steps
+
+    def evaluation_counts(self, stage: Stage) -> list[int | float]:
+        """Batches of each loader of ``stage``; nothing for a stage whose loaders were not needed yet."""
+        known = Stage.VALIDATE if stage is Stage.SANITY_CHECK else stage
+        return [batches.count for batches in self.evaluation(stage)] if known in self._evaluation else []
+
+    # Used while the loop runs.
+
+    def send(self, metrics: dict[str, Any], step: int) -> None:
+        """Hand ``metrics`` to every logger; a value named ``step`` takes the place of ``step``."""
+        if not metrics or not self.loggers:
+            return
+        found = numbers(metrics)
+        if "step" in found:
+            step = int(found.pop("step"))
+        found.setdefault("epoch", self.state.position.epoch)
+        for logger in self.loggers:
+            logger.log_metrics(found, step)
+
+    @property
+    def log_step(self) -> int:
+        """The x-axis of the loggers: the index of the batch that stepped the optimizer last."""
+        return max(0, self.state.position.stepped_batches - 1)
+
+    def _step_now(self, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+        """What ``step`` of a wrapped optimizer does, in manual optimization or an overridden ``optimizer_step``."""
+        result = None
+        if not self.module.automatic_optimization:
+            if closure is not None:
+                result = closure()
+            self.precision.unscale(optimizer)
+            if fire := self.hooks.on_before_optimizer_step:
+                fire(optimizer)
+            self.precision.step(optimizer)
+        else:
+            result = self.precision.step(optimizer, closure)
+        self.state.position.global_step += 1
+        return result
+
+    def leave_device(self) -> None:
+        """Put the module, and what the optimizers remember, back to where the module was before the run."""
+        if self.module.device != self._device_before:
+            self.module.to(self._device_before)
+            for optimizer in self.optimizers:
+                optimizer.load_state_dict(optimizer.state_dict())  # moves its state to its parameters' device
+
+
+def in_context(step: Callable[..., Any], precision: Any) -> Callable[..., Any]:
+    """``step`` under the precision's context."""
+
+    def step_in_context(*args: Any) -> Any:
+        with precision.forward_context():
+            return step(*args)
+
+    return step_in_context
+
+
+def _steps_plainly(optimizer: Optimizer) -> bool:
+    """True when running the closure before ``step`` gives the same result as handing it over.
+
+    That holds for torch's own optimizers but LBFGS, which calls it several times, and while nobody has hooked into
+    ``step``. Classes are compared, since ``Optimizer.__init__`` wraps their ``step``.
+    """
+    return (
+        type(optimizer).__module__.startswith("torch.optim.")
+        and not isinstance(optimizer, LBFGS)
+        and "step" not in vars(optimizer)
+        and not optimizer._optimizer_step_pre_hooks
+        and not torch_optimizer._global_optimizer_pre_hooks
+    )
+
+
+def warn_about_modes(module: nn.Module) -> None:
+    """Say so when layers are in evaluation mode as training starts, which is seldom meant."""
+    asleep = [name for name, part in module.named_modules() if not part.training and name]
+    if asleep:
+        warn(
+            "LD031",
+            f"{len(asleep)} submodules are in evaluation mode as training starts ({', '.join(asleep[:3])}"
+            f"{', ...' if len(asleep) > 3 else ''}). If that is not meant, call model.train().",
+        )

@@ -1,0 +1,119 @@
+"""RunState, Position and Stage: all that changes while a run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any
+
+
+class _Name(str, Enum):
+    """An enum whose members are, and print as, their plain names."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
+class Fn(_Name):
+    """The Trainer method that is running."""
+
+    FIT = "fit"
+    VALIDATE = "validate"
+    TEST = "test"
+    PREDICT = "predict"
+
+
+class Stage(_Name):
+    """The loop that is running."""
+
+    TRAIN = "train"
+    SANITY_CHECK = "sanity_check"
+    VALIDATE = "validate"
+    TEST = "test"
+    PREDICT = "predict"
+
+
+class Status(_Name):
+    """How far the run has come."""
+
+    INITIALIZING = "initializing"
+    RUNNING = "running"
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(slots=True)
+class Position:
+    """Where training stands. Written by the loop, never inferred; resume means starting here.
+
+    Attributes:
+        epoch: Index of the epoch in progress, which is also the number of completed epochs.
+        batch: Batches of this epoch that are done; the next one has this index.
+        batch_total: Batches done in all epochs.
+        global_step: Optimizer steps taken. In automatic optimization one for each batch that stepped; in manual
+            optimization one for each ``optimizer.step()``.
+        stepped_batches: Batches after which the optimizer stepped: the x-axis of the loggers.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    batch_total: int = 0
+    global_step: int = 0
+    stepped_batches: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The numbers, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over the numbers of ``state``; those it does not name stay."""
+        for name, number in state.items():
+            setattr(self, name, number)
+
+
+@dataclass(slots=True)
+class SaveRequest:
+    """A checkpoint that a callback asked for; the loop writes it at the next safe point.
+
+    Attributes:
+        path: Where to.
+        weights_only: Leave out everything that only resuming needs.
+        epoch: The epoch during which it was asked for.
+        written: Called with ``path`` once the file is safe on disk.
+    """
+
+    path: str
+    weights_only: bool
+    epoch: int
+    written: Callable[[str], None] | None = None
+
+
+@dataclass(slots=True)
+class RunState:
+    """All that changes while a run goes on. The loops write it; others read, or ask through the Trainer.
+
+    Attributes:
+        fn: The Trainer method that is running or ran last; None before the first.
+        stage: The loop that is running; None outside the loops.
+        status: How far the run has come.
+        position: Where training stands.
+        should_stop: Somebody asked for the end of training; granted once min_epochs and min_steps are reached.
+        stop_reason: Why training ended, for people to read.
+        epoch_rng: The random number generators when the current epoch's order of data was drawn.
+        save_requests: Checkpoints asked for and not yet written.
+    """
+
+    fn: Fn | None = None
+    stage: Stage | None = None
+    status: Status = Status.INITIALIZING
+    position: Position = field(default_factory=Position)
+    should_stop: bool = False
+    stop_reason: str = ""
+    epoch_rng: dict[str, Any] | None = None
+    save_requests: list[SaveRequest] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """True when the last run came to its end."""
+        return self.status is Status.FINISHED
