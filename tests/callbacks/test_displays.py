@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import subprocess
 import sys
@@ -235,6 +236,22 @@ def test_print_writes_above_the_bar():
         assert above and sys.stdout is terminal.stdout
     assert screens(terminal.written)[-2].splitlines()[0] == "hello 1"
     assert screen(terminal.written) == "hello 1"
+
+
+def test_log_lines_go_above_the_bar_and_back_to_where_they_went():
+    logger = logging.getLogger("test_displays")
+    with Terminal() as terminal:
+        handler = logging.StreamHandler(sys.stdout)
+        logger.addHandler(handler)
+        display = LiveDisplay(0.1)
+        display.update([epoch(1)])
+        logger.warning("while it is open")
+        display.update([epoch(1)])
+        display.close()
+        assert handler.stream is terminal.stdout
+        logger.warning("and after")
+        logger.removeHandler(handler)
+    assert screen(terminal.written).splitlines() == ["while it is open", "and after"]
 
 
 def test_the_live_bar_starts_no_thread():

@@ -385,6 +385,7 @@ def test_the_file_knows_itself_in_plain_types():
             "kth_best_model_path": checkpoint.best_model_path,
             "kth_value": tensor(0.5),
             "last_model_path": checkpoint.last_model_path,
+            "last_global_step_saved": 8,
         }
 
 
@@ -419,6 +420,17 @@ def test_fewer_may_be_kept_after_a_resume():
     after = ModelCheckpoint(monitor="v", save_top_k=1, save_last=True)
     fit(Scripted(0.25), after, ckpt_path=before.last_model_path, max_epochs=4)
     assert files() == ["epoch=3-step=16.ckpt", "last.ckpt"]
+
+
+def test_a_resumed_run_that_does_nothing_saves_nothing():
+    _, before = saved(0.5, 0.25, save_last=True)
+    after = ModelCheckpoint(save_last=True, save_on_exception=True)
+    when = {path: os.stat(path).st_mtime_ns for path in (before.best_model_path, before.last_model_path)}
+    fit(Scripted(), after, ckpt_path=before.best_model_path, max_epochs=2)
+    assert {path: os.stat(path).st_mtime_ns for path in when} == when
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(Breaks(0.5, at=8), ModelCheckpoint(save_on_exception=True), ckpt_path=before.best_model_path, max_epochs=4)
+    assert files() == ["epoch=1-step=8.ckpt", "last.ckpt"]
 
 
 def test_weights_alone_can_be_saved():

@@ -98,10 +98,13 @@ def test_a_value_that_is_not_one_number_is_refused_by_name(value):
 # What it costs.
 
 
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count bytes written")
+@pytest.mark.skipif(not Path("/proc/thread-self/io").exists(), reason="the system does not count bytes written")
 def test_the_last_rows_of_ten_thousand_write_and_read_no_more_than_the_first():
     def io():
-        return {line.split(":")[0]: int(line.split(":")[1]) for line in Path("/proc/self/io").read_text().splitlines()}
+        return {
+            line.split(":")[0]: int(line.split(":")[1])
+            for line in Path("/proc/thread-self/io").read_text().splitlines()
+        }
 
     def cost(logger, steps):
         before, start = io(), time.perf_counter()
@@ -288,6 +291,15 @@ def test_one_logger_may_see_several_runs_without_a_warning():
     logger.log_metrics({"test_loss": 2.0}, 9)
     logger.finalize("success")
     assert text_of(logger) == "step,train_loss,test_loss\n9,1.0,\n9,,2.0\n"
+
+
+def test_rows_stay_in_one_file_when_the_process_changes_its_folder(tmp_path, monkeypatch):
+    logger = CSVLogger("logs")
+    logger.log_metrics({"x": 1.0}, 0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    logger.save()
+    assert (tmp_path / logger.log_dir / "metrics.csv").read_text() == "step,x\n0,1.0\n"
 
 
 def test_a_failed_run_is_written_too():

@@ -87,6 +87,7 @@ def test_the_experiment_is_a_summary_writer_in_the_runs_folder():
     assert logger.log_dir == os.path.join("logs", "a", "b", "c")
     assert not Path("logs").exists()
     assert isinstance(logger.experiment, SummaryWriter)
+    assert logger.experiment.log_dir == os.path.abspath(logger.log_dir)
     logger.experiment.add_text("note", "hello", 0)
     logger.save()
     assert read(logger.log_dir).Tags()["tensors"] == ["note/text_summary"]
@@ -124,6 +125,19 @@ def test_logging_goes_on_after_the_end_of_a_run():
     logger.finalize("success")
     assert logger.experiment is writer
     assert scalars(logger.log_dir) == {"train_loss": [(9, 0.5)], "test_loss": [(9, 0.75)]}
+
+
+def test_events_stay_in_one_folder_when_the_process_changes_its_own(tmp_path, monkeypatch):
+    logger = TensorBoardLogger("logs")
+    logger.log_metrics({"x": 1.0}, step=0)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # before the writer's thread has opened the file, or after
+    logger.log_hyperparams({"lr": 0.5})
+    logger.finalize("success")
+    logger.log_metrics({"x": 2.0}, step=1)
+    logger.finalize("success")
+    assert scalars(tmp_path / logger.log_dir)["x"] == [(0, 1.0), (1, 2.0)]
+    assert files_under(tmp_path / "elsewhere") == []
 
 
 def test_a_failed_run_is_written_too():

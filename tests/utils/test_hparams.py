@@ -204,6 +204,19 @@ def test_a_class_beside_the_base_adds_its_arguments_and_the_base_none():
     assert Model().hparams == {"lr": 0.1, "width": 16}
 
 
+def test_the_frameworks_own_arguments_are_not_saved():
+    class Framework(nn.Module):
+        def __init__(self, verbose=False):
+            super().__init__()
+            self.hparams, _ = collect_hyperparameters(self, (), None, None, (Framework,))
+
+    class Model(Framework):
+        def __init__(self, lr=0.1):
+            super().__init__(verbose=True)
+
+    assert Model().hparams == {"lr": 0.1}
+
+
 def test_helpers_and_decorators_may_stand_between():
     def decorated(init):
         @functools.wraps(init)

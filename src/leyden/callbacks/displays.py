@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import IO, TYPE_CHECKING, Any, ClassVar
@@ -98,7 +99,8 @@ class PlainDisplay(Display):
         self._alignment = Alignment()
 
     def update(self, rows: list[Row]) -> None:
-        self.keep(rows[-1])
+        if rows[-1].done < rows[-1].total:  # else the line that stays comes next
+            self.keep(rows[-1])
 
     def keep(self, row: Row) -> None:
         if not row.brief:
@@ -111,11 +113,11 @@ class LiveDisplay(Display):
     """A bar for every loop that runs, redrawn in place, below one line for each that ended. Needs rich.
 
     There is no thread behind it: the bar moves when ``update`` is called, and processes can be forked at any time.
-    While it is open, ``print`` writes above the bar.
+    While it is open, ``print`` and the log handlers that write to the terminal write above the bar.
 
     Args:
         period: Seconds between two redraws.
-        stream: A terminal; None is ``sys.stdout``.
+        stream: A terminal; None is what ``sys.stdout`` is now.
     """
 
     shows = True
@@ -124,10 +126,11 @@ class LiveDisplay(Display):
         from rich.console import Console
 
         self.period = period
-        self._console: Console = Console(file=stream, force_terminal=True, highlight=False)
+        self._console: Console = Console(file=stream or sys.stdout, force_terminal=True, highlight=False)
         self._alignment = Alignment()
         self._metrics_width = 0  # the most so far: the bar should not jump when a metric comes or goes
         self._live: Live | None = None
+        self._moved: list[tuple[logging.StreamHandler[Any], Any]] = []  # log handlers, and where they wrote before
 
     def redraw(self, rows: list[Row]) -> None:
         self.update(rows)
@@ -145,6 +148,9 @@ class LiveDisplay(Display):
         if self._live is not None:
             self._live.stop()
             self._live = None
+            for handler, stream in self._moved:
+                handler.setStream(stream)
+            self._moved.clear()
             atexit.unregister(self.close)
 
     def _open(self) -> Live:
@@ -157,8 +163,14 @@ class LiveDisplay(Display):
             # What was sent elsewhere by 2>errors.log must arrive there.
             redirect_stderr=is_terminal(sys.stderr),
         )
+        before = sys.stdout, sys.stderr
         live.start()
         atexit.register(self.close)  # whatever happens, the cursor comes back
+        for old, new in zip(before, (sys.stdout, sys.stderr), strict=True):
+            for handler in _log_handlers():
+                if handler.stream is old and old is not new:
+                    handler.setStream(new)
+                    self._moved.append((handler, old))
         return live
 
     def _line(self, row: Row) -> Text:
@@ -206,6 +218,13 @@ class LiveDisplay(Display):
             return _text(rest * at, "bar.back").append(dash, "bar.complete").append(rest * (width - at - 1), "bar.back")
         full = min(width, int(width * row.done / row.total)) if row.total else width
         return _text(dash * full, "bar.complete").append(rest * (width - full), "bar.back")
+
+
+def _log_handlers() -> Iterator[logging.StreamHandler[Any]]:
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler):
+                yield handler
 
 
 def _text(text: str, style: str = "") -> Text:

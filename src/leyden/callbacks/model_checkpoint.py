@@ -193,8 +193,8 @@ class ModelCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count steps and time from here."""
-        # Nothing new to save before the next step: a resumed run's state is in the file it was resumed from.
-        self._saved_step = self._seen_step = trainer.global_step
+        self._seen_step = trainer.global_step
+        self._saved_step = min(self._saved_step, self._seen_step)  # less, in the next Trainer of this callback
         self._last_time = time.monotonic()
         self._resumed_from = str(trainer.ckpt_path or "")
         self._validated = self._waits_for_validation = False
@@ -496,12 +496,13 @@ class ModelCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """The ranking, in plain types and tensors."""
         memory = self._memory()
-        del memory["_saved_step"]
-        return {"monitor": self.monitor, "dirpath": self.dirpath, **memory}
+        step = memory.pop("_saved_step")
+        return {"monitor": self.monitor, "dirpath": self.dirpath, **memory, "last_global_step_saved": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the ranking; in another folder than before with ``best_model_path`` alone."""
         self.best_model_path = state_dict["best_model_path"]
+        self._saved_step = state_dict.get("last_global_step_saved", 0)
         if self.dirpath != (earlier := state_dict.get("dirpath")):
             warn(
                 "LD135",

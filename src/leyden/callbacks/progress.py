@@ -100,9 +100,14 @@ class ProgressBar(Callback):
         self._names_of_validation: set[str] = set()
         self._has_validated = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A display cannot be copied, nor can two share the screen. A copy shows what it is told from its setup on.
+        return self.__dict__ | {"_display": Display(), "_loops": []}
+
     def enable(self) -> None:
         """Show progress, from now on."""
         self._enabled = True
+        self._display.close()
         self._display = self._fitting_display()
         for loop in self._loops:
             loop.due = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from leyden.core.module import LightningModule
 from leyden.loggers.tensorboard import TensorBoardLogger
 from leyden.trainer import Trainer
 from leyden.utils.optional import require
+from leyden.utils.paths import shown
 from leyden.utils.seed import seed_everything
 
 Batch = tuple[Tensor, Tensor]
@@ -119,13 +119,8 @@ def run_demo(folder: str, max_epochs: int, seed: int, accelerator: str) -> int:
     [metrics] = trainer.test(model, datamodule=digits)
 
     print(f"\nTest accuracy    {metrics['test_acc']:.4f}")
-    print(f"Best checkpoint  {_short(best.best_model_path)}")
-    print(f"Logs             {_short(logger.log_dir)}")
-    print(f"See the curves   tensorboard --logdir {_short(folder)}")
+    print(f"Best checkpoint  {shown(best.best_model_path)}")
+    print(f"Logs             {shown(logger.log_dir)}")
+    print(f"See the curves   tensorboard --logdir {shown(folder)}")
     return 0
 
-
-def _short(path: str) -> str:
-    """``path`` from the working directory, where it lies below that."""
-    absolute = Path(path).absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)

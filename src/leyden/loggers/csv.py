@@ -13,6 +13,7 @@ from leyden.loggers.folders import (
     RunFolder,
     number,
     params_dict,
+    pinned,
     with_prefix,
     write_hparams,
 )
@@ -212,7 +213,7 @@ class CSVLogger(Logger):
         if self._experiment is None:
             if not is_rank_zero():
                 return DummyLogger().experiment
-            self._experiment = MetricsFile(self.log_dir, self._flush_every)
+            self._experiment = MetricsFile(pinned(self.log_dir), self._flush_every)
         return self._experiment
 
     @rank_zero_only

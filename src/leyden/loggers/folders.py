@@ -67,6 +67,11 @@ class RunFolder:
         return join(self.root, folder) if folder else self.root
 
 
+def pinned(folder: str) -> str:
+    """``folder`` as a path that means the same after the process has changed its working folder."""
+    return folder if is_remote(folder) else os.path.abspath(folder)
+
+
 def _next_version(root: str) -> int:
     try:
         names = list_dir(root)

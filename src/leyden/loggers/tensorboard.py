@@ -20,6 +20,7 @@ from leyden.loggers.folders import (
     flat,
     number,
     params_dict,
+    pinned,
     with_prefix,
     write_hparams,
 )
@@ -128,7 +129,7 @@ class TensorBoardLogger(Logger):
             require("tensorboard", "TensorBoardLogger")
             from torch.utils.tensorboard import SummaryWriter
 
-            self._experiment = SummaryWriter(self.log_dir, **self._writer_options)
+            self._experiment = SummaryWriter(pinned(self.log_dir), **self._writer_options)
         return self._experiment
 
     @rank_zero_only
@@ -172,7 +173,7 @@ class TensorBoardLogger(Logger):
         elif not isinstance(metrics, Mapping):
             metrics = {_HP_METRIC: metrics}
         if self.hparams:
-            write_hparams(self.log_dir, self.hparams)
+            write_hparams(self.experiment.log_dir, self.hparams)
         if not (standing_in and self._has_hp_metric):
             self.log_metrics(metrics, step)
         if self.hparams or metrics:

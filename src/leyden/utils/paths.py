@@ -259,6 +259,15 @@ def _sync(descriptor: int) -> None:
             raise
 
 
+def shown(path: AnyPath) -> str:
+    """``path`` as people read it: from the working directory, where it lies below that."""
+    given = os.fspath(path)
+    if is_remote(given):
+        return given
+    below = os.path.relpath(given)
+    return given if below.startswith(os.pardir) else below
+
+
 def _sync_folder(folder: str) -> None:
     """Make a rename in ``folder`` last through a power cut."""
     if os.name == "nt":  # which cannot open a folder, and journals renames

@@ -120,13 +120,13 @@ def summarize(module: nn.Module, max_depth: int = 1) -> ModelTable:
         for name, child in listed.items()
     ]
     in_children = {id(parameter) for child in module.children() for parameter in child.parameters()}
-    if listed and (own := [parameter for parameter in parameters if id(parameter) not in in_children]):
+    if max_depth and (own := [parameter for parameter in parameters if id(parameter) not in in_children]):
         layers.append(LayerSummary("(its own)", type(module).__name__, _count(own), module.training))
     return ModelTable(
         layers=tuple(layers),
         trainable_parameters=_count(parameter for parameter in parameters if parameter.requires_grad),
         total_parameters=_count(parameters),
-        bytes=sum(_numel(parameter) * parameter.element_size() for parameter in parameters),
+        bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters if not is_lazy(parameter)),
         modules_in_train_mode=sum(child.training for child in inside.values()),
         modules_in_eval_mode=sum(not child.training for child in inside.values()),
         has_lazy_parameters=has_lazy,
@@ -214,11 +214,7 @@ def _uncompiled(module: nn.Module) -> AbstractContextManager[None]:
 
 
 def _count(parameters: Iterable[Tensor]) -> int:
-    return sum(_numel(parameter) for parameter in parameters)
-
-
-def _numel(parameter: Tensor) -> int:
-    return 0 if is_lazy(parameter) else parameter.numel()
+    return sum(parameter.numel() for parameter in parameters if not is_lazy(parameter))
 
 
 def _described(value: Any) -> str:
