@@ -26,4 +26,10 @@ __getattr__, __dir__ = lazy_names(
         "loggers": "leyden.loggers",
         "seed_everything": "leyden.utils.seed",
     },
+    not_built={
+        "plugins": "For the number type use Trainer(precision=...).",
+        "profilers": "Use torch.profiler around trainer.fit.",
+        "strategies": "One device needs none.",
+        "tuner": "Give the optimizer its learning rate and the DataLoader its batch_size.",
+    },
 )

@@ -26,6 +26,7 @@ from leyden.core.lifecycle import fail, finish, prepare
 from leyden.core.loading import read_checkpoint
 from leyden.core.module import LightningModule
 from leyden.core.optimizers import SteppingOptimizer
+from leyden.core.preflight import check_run
 from leyden.core.run import Run
 from leyden.core.state import Fn, RunState, SaveRequest, Status
 from leyden.fabric.resolve import resolve_hardware
@@ -36,7 +37,7 @@ from leyden.loggers.tensorboard import TensorBoardLogger
 from leyden.options import TrainerOptions
 from leyden.utils.errors import MisconfigurationError, forget_warnings, warn
 from leyden.utils.optional import installed
-from leyden.utils.paths import is_dir, join, list_dir
+from leyden.utils.paths import is_dir, join, list_dir, shown
 from leyden.utils.rank import say, speak_plainly
 from leyden.utils.table import draw_table
 from leyden.views import RunViews
@@ -95,6 +96,7 @@ class Trainer(RunViews):
         self._module: LightningModule | None = None
         self._fitted: LightningModule | None = None
         self._run: Run | None = None
+        self._fit_run: Run | None = None
         if options.deterministic is not None:
             _make_deterministic(options.deterministic)
         if options.benchmark is not None or options.deterministic:
@@ -168,9 +170,9 @@ class Trainer(RunViews):
         path = self._find_checkpoint(path, "fit")
         self._fitted = None
         self._start(Fn.FIT, model, given, datamodule, path, weights_only, fit)
-        self._fitted = self._module
+        self._fitted, self._fit_run = self._module, self._run
         if self.state.stop_reason:
-            say(f"Trainer.fit stopped: {self.state.stop_reason}.")
+            say(f"Trainer.fit stopped: {self.state.stop_reason.rstrip('.')}.")
 
     def validate(
         self,
@@ -301,10 +303,11 @@ class Trainer(RunViews):
         """Prepare a run, let ``loop`` drive it, and tidy up whatever happens."""
         run = self._make_run(fn, model, given, datamodule)
         self.ckpt_path = ckpt_path
+        if ckpt_path is not None:
+            run.checkpoint = read_checkpoint(ckpt_path, "cpu", weights_only)
+        self.state.fn, self.state.stage, self.state.status = fn, None, Status.RUNNING
         with torch.autograd.set_detect_anomaly(True) if self.options.detect_anomaly else nullcontext():
             try:
-                if ckpt_path is not None:
-                    run.checkpoint = read_checkpoint(ckpt_path, "cpu", weights_only)
                 self.strategy.setup_environment()
                 prepare(run)
                 result = loop(run)
@@ -319,7 +322,7 @@ class Trainer(RunViews):
     ) -> Run:
         _check_model(model, fn)
         if datamodule is not None and not isinstance(datamodule, LightningDataModule):
-            raise TypeError(f"datamodule={datamodule!r} is a {type(datamodule).__name__}, not a LightningDataModule.")
+            raise TypeError(f"datamodule={datamodule!r} is not a LightningDataModule.{_datamodule_hint(datamodule)}")
         forget_warnings()
         self._module, self.datamodule = model, datamodule
         self._take_callbacks_of(model)
@@ -327,7 +330,6 @@ class Trainer(RunViews):
         for kind in ("train", "val", "test", "predict"):
             loaders, argument = given.get(kind, (None, ""))
             sources[kind] = Source(kind, loaders, argument, datamodule, model, LightningModule)
-        self.state.fn, self.state.stage, self.state.status = fn, None, Status.RUNNING
         run = Run(
             trainer=self,
             fn=fn,
@@ -340,13 +342,14 @@ class Trainer(RunViews):
             strategy=self.strategy,
             sources=sources,
         )
+        check_run(run)  # before anybody is set up, so that nobody has to be torn down
         self._run = run
         return run
 
     def _take_callbacks_of(self, model: LightningModule) -> None:
         """The model's own callbacks take the place of those of their class."""
         own = model.configure_callbacks()
-        own = list(own) if isinstance(own, list | tuple) else [own]
+        own = list(own) if isinstance(own, list | tuple) else [] if own is None else [own]
         if own:
             kept = [c for c in self.callbacks if not any(isinstance(new, type(c)) for new in own) and c not in own]
             self.callbacks[:] = _checkpoints_last([*kept, *own])
@@ -389,9 +392,12 @@ class Trainer(RunViews):
             AttributeError: No model was given to this Trainer yet.
             CheckpointError: The file could not be written.
         """
-        if self._run is None:
+        run, before = self._run, self._fit_run
+        if run is None:
             raise AttributeError("trainer.save_checkpoint() needs a model: call trainer.fit(model) first.")
-        write(self._run, capture(self._run, bool(weights_only)), os.fspath(filepath), storage_options)
+        if run.fn is not Fn.FIT and before is not None and before.module is run.module:
+            run = before  # which has the optimizers
+        write(run, capture(run, bool(weights_only)), os.fspath(filepath), storage_options)
 
     def request_checkpoint(
         self, path: str, *, weights_only: bool = False, written: Callable[[str], None] | None = None
@@ -409,6 +415,11 @@ class Trainer(RunViews):
         """The file that ``ckpt_path`` stands for."""
         if path is None:
             return None
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(
+                f"trainer.{method}(ckpt_path={path!r}) is not a path. Give a file's path, 'best' or 'last'; None is no "
+                "checkpoint."
+            )
         path = os.fspath(path)
         if path == "best":
             if self.options.fast_dev_run:
@@ -452,7 +463,7 @@ class Trainer(RunViews):
         if not just_fitted or not best or not (monitored or model is None):
             return None
         say(
-            f"trainer.{method}() uses the best checkpoint, {best}. "
+            f"trainer.{method}() uses the best checkpoint, {shown(best)}. "
             + ("For the weights in memory pass ckpt_path=None." if method == "test" else "For others pass ckpt_path=.")
         )
         return best
@@ -555,6 +566,18 @@ def _refuse_both(datamodule: Any, loaders: str) -> None:
         raise MisconfigurationError(f"Both {loaders} and a datamodule were given. Give one of them.")
 
 
+def _datamodule_hint(given: Any) -> str:
+    if isinstance(given, type) and issubclass(given, LightningDataModule):
+        return f" Make an instance: {given.__name__}(...)."
+    if _of_lightning(given):
+        return " It is one of Lightning's: import LightningDataModule from leyden."
+    return " Pass loaders as train_dataloaders= and val_dataloaders=, or dataloaders=."
+
+
+def _of_lightning(given: Any) -> bool:
+    return any(cls.__module__.partition(".")[0] in ("lightning", "pytorch_lightning") for cls in type(given).__mro__)
+
+
 def _check_model(model: Any, fn: Fn) -> None:
     if isinstance(model, LightningModule):
         return
@@ -563,6 +586,8 @@ def _check_model(model: Any, fn: Fn) -> None:
     hint = ""
     if isinstance(getattr(model, "_orig_mod", None), LightningModule):
         hint = " Training a compiled module is not built yet in Leyden; give the module itself."
+    elif _of_lightning(model):
+        hint = " It is one of Lightning's: import LightningModule from leyden."
     elif isinstance(model, torch.nn.Module):
         hint = " Make it an attribute of a LightningModule, which says how it is trained."
     raise TypeError(f"trainer.{fn} needs a LightningModule, got {type(model).__name__}.{hint}")

@@ -236,10 +236,18 @@ def test_a_metric_that_validation_did_not_log_is_an_error_with_the_nearest_name(
         fit(Computed(1.0), ModelCheckpoint(monitor="val_los", **trigger))
 
 
+class LogsInTheEnd(Scripted):
+    """Logs ``val_loss`` at the end of the second training epoch."""
+
+    def on_train_epoch_end(self):
+        if self.current_epoch == 1:
+            self.log("val_loss", 1.0)
+
+
 def test_before_validation_it_is_a_warning():
-    with pytest.warns(LeydenWarning, match=r"monitor='v'\) matches nothing logged.*LD133"):
-        fit(Scripted(), ModelCheckpoint(monitor="v"), validate=False, max_epochs=2)
-    assert not Path("checkpoints").exists()
+    with pytest.warns(LeydenWarning, match=r"monitor='val_loss'\) matches nothing logged.*LD133"):
+        fit(LogsInTheEnd(), ModelCheckpoint(monitor="val_loss"), validate=False, max_epochs=2)
+    assert files() == ["epoch=1-step=8.ckpt"]
 
 
 # Names.
@@ -426,7 +434,8 @@ def test_a_resumed_run_that_does_nothing_saves_nothing():
     _, before = saved(0.5, 0.25, save_last=True)
     after = ModelCheckpoint(save_last=True, save_on_exception=True)
     when = {path: os.stat(path).st_mtime_ns for path in (before.best_model_path, before.last_model_path)}
-    fit(Scripted(), after, ckpt_path=before.best_model_path, max_epochs=2)
+    with pytest.warns(LeydenWarning, match="max_epochs=2 reached, so fit has nothing to do"):
+        fit(Scripted(), after, ckpt_path=before.best_model_path, max_epochs=2)
     assert {path: os.stat(path).st_mtime_ns for path in when} == when
     with pytest.raises(RuntimeError, match="broken"):
         fit(Breaks(0.5, at=8), ModelCheckpoint(save_on_exception=True), ckpt_path=before.best_model_path, max_epochs=4)

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from models import TinyModel
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import leyden
+from models import TinyModel
 
 EPOCHS = 3
 
@@ -148,6 +148,19 @@ def test_every_optimizer_of_torch_steps_as_by_hand(make):
     theirs = copy.deepcopy(ours)
     by_hand(theirs, loader(), make(theirs.parameters()))
     fitted(ours, loader())
+    assert_same(ours, theirs)
+
+
+def test_a_loader_with_a_generator_of_its_own_is_read_as_by_hand():
+    def own_generator():
+        data = loader().dataset
+        return DataLoader(data, 16, shuffle=True, generator=torch.Generator().manual_seed(3))
+
+    torch.manual_seed(0)
+    ours = Configured(adam)
+    theirs = copy.deepcopy(ours)
+    by_hand(theirs, own_generator(), adam(theirs))
+    fitted(ours, own_generator())
     assert_same(ours, theirs)
 
 

@@ -127,8 +127,9 @@ class EarlyStopping(Callback):
             self._look(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The count and the best score. Not the patience: the one given now holds."""
+        """The count and the best score; also the patience, for Lightning, which cannot read a state without."""
         return {
+            "patience": self.patience,
             "wait_count": self.wait_count,
             "stopped_epoch": self.stopped_epoch,
             "best_score": self.best_score,
@@ -137,7 +138,7 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting. Checkpoints of Lightning also hold a ``patience``, which is left."""
+        """Go on counting, with the patience given now."""
         self.wait_count = state_dict["wait_count"]
         self.stopped_epoch = state_dict["stopped_epoch"]
         self.best_score = torch.as_tensor(state_dict["best_score"])

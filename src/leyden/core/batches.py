@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from leyden.core.datamodule import LightningDataModule
 from leyden.core.hooks import overrides, takes
@@ -17,6 +18,8 @@ from leyden.utils.seed import rng_state, set_rng_state
 from leyden.utils.tree import move_data_to_device
 
 Transfer = Callable[[Any, int], Any]
+
+_END = object()
 
 
 class Source:
@@ -58,23 +61,23 @@ class Batches:
         loader: What the user made.
         count: Batches that a pass takes; ``inf`` when that is not known before the end.
         is_last: The batch handed out last is the last one of the pass.
+        evaluated: Batches evaluated in all passes of this run: the x-axis of what is logged by step in evaluation.
     """
 
     def __init__(
         self, loader: Any, where: str, limit: int | float | None, option: str, transfer: Transfer | None
     ) -> None:
-        if not isinstance(loader, Iterable):
-            raise TypeError(
-                f"{where} gave {loader!r}, a {type(loader).__name__}, which cannot be iterated over. "
-                "Give a DataLoader, or any iterable of batches."
-            )
+        _check_loader(loader, where)
         self.loader: Any = loader
+        self.where = where
         self.transfer = transfer
         self.is_last = False
+        self.evaluated = 0
         size = _size(loader)
         if size == 0 and limit != 0:
             raise MisconfigurationError(f"{where} is empty: it has no batches. Check its dataset, and drop_last.")
         self.count = _limited(size, limit, where, option)
+        self._whole = self.count == size
         # A length is a promise that iterable datasets often break; then one batch is read ahead to see the end.
         self._known = size is not None and _keeps_its_length(loader)
 
@@ -86,21 +89,34 @@ class Batches:
         """What is left of a pass of which ``done`` batches are over, and gone from ``iterator``."""
         count, transfer = self.count, self.transfer
         self.is_last = done >= count
-        if self.is_last:
-            return
-        if not self._known:
-            iterator = _read_ahead(iterator, self)
-        for batch in iterator:
-            done += 1
-            if done >= count:
-                self.is_last = True
-            yield batch if transfer is None else transfer(batch, dataloader_idx)
-            if done >= count:
-                return
+        if not self.is_last:
+            if not self._known:  # never beyond a limit: the next batch may be dear, or have yet to come
+                limit = None if self._whole or count == math.inf else int(count) - done
+                iterator = _read_ahead(islice(iterator, limit), self)
+            for batch in iterator:
+                done += 1
+                if done >= count:
+                    self.is_last = True
+                yield batch if transfer is None else transfer(batch, dataloader_idx)
+                if done >= count:
+                    break
+            if done == 0:
+                raise MisconfigurationError(
+                    f"{self.where} gave no batch at all. An iterator, such as a generator, can be read only once: "
+                    "give a DataLoader, or an object whose __iter__ begins anew."
+                )
+        if self._whole:
+            next(iterator, None)  # to its very end, as a for loop goes: samplers draw, and loaders tidy up, there
+
+    def before_reading_ahead(self) -> None:
+        """Called before a batch is read while the one before it is still to be worked on."""
 
 
 class TrainBatches(Batches):
     """The training loader and its place in the epoch."""
+
+    _epoch_generators: list[torch.Tensor] | None = None
+    _state_before_reading: Any = None
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell every sampler which epoch this is, so that it can order its data by it."""
@@ -115,40 +131,94 @@ class TrainBatches(Batches):
         The order depends on the random number generators at the epoch's start; they are remembered there, put back to
         draw it again in mid-epoch, and then left as they were found.
         """
-        now = rng_state()
+        now, generators = rng_state(), self._generator_states()
         if position.batch == 0 or state.epoch_rng is None:
-            state.epoch_rng = now
+            state.epoch_rng, self._epoch_generators = now, generators
         else:
             set_rng_state(state.epoch_rng)
+            self._set_generators(self._epoch_generators or [])
         iterator = iter(self.loader)
         if position.batch:
             if not _is_stateful(self.loader):  # such a loader was given its own place back already
                 for _ in islice(iterator, position.batch):
                     pass
             set_rng_state(now)
+            self._set_generators(generators)
         return self._hand_out(iterator, 0, position.batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The loader's own state, where it keeps one."""
-        return {"loader": self.loader.state_dict()} if _is_stateful(self.loader) else {}
+    def before_reading_ahead(self) -> None:
+        """Remember the loader's state of now: a batch that is only read ahead is not done."""
+        if _is_stateful(self.loader):
+            self._state_before_reading = self.loader.state_dict()
+
+    def state_dict(self, in_epoch: bool) -> dict[str, Any]:
+        """The states of the loader, where it keeps one, and of its random generators.
+
+        Args:
+            in_epoch: The epoch is not over.
+        """
+        state: dict[str, Any] = {"generators": self._generator_states(), "epoch_generators": self._epoch_generators}
+        if _is_stateful(self.loader):
+            ahead = self._state_before_reading if in_epoch else None
+            state["loader"] = self.loader.state_dict() if ahead is None else ahead
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give the loader its own state back."""
+        """Give loader and generators their states back."""
+        self._set_generators(state.get("generators", []))
+        self._epoch_generators = state.get("epoch_generators")
         if "loader" in state and _is_stateful(self.loader):
             self.loader.load_state_dict(state["loader"])
+
+    def _generators(self) -> list[torch.Generator]:
+        """The generators that the loader and its samplers draw from, where they have their own."""
+        batch_sampler = getattr(self.loader, "batch_sampler", None)
+        samplers = (getattr(self.loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+        found = [getattr(holder, "generator", None) for holder in (self.loader, *samplers)]
+        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+    def _generator_states(self) -> list[torch.Tensor]:
+        return [generator.get_state() for generator in self._generators()]
+
+    def _set_generators(self, states: list[torch.Tensor]) -> None:
+        for generator, state in zip(self._generators(), states, strict=False):  # there may be others now
+            generator.set_state(state)
+
+
+def _check_loader(loader: Any, where: str) -> None:
+    """Refuse what is no loader, though Python may be able to iterate over it."""
+    kind = type(loader).__name__
+    if isinstance(loader, type):
+        raise TypeError(f"{where} gave the class {loader.__name__}. Make an instance: {loader.__name__}(...).")
+    # Hugging Face's datasets are not torch's, but are read in the same way.
+    if isinstance(loader, Dataset) != isinstance(loader, IterableDataset) or hasattr(loader, "__getitems__"):
+        raise TypeError(
+            f"{where} gave a {kind}, which is a Dataset: one by one, its samples are no batches. Wrap it: "
+            "DataLoader(dataset, batch_size=32), or batch_size=None if its items are batches already."
+        )
+    if isinstance(loader, str | bytes | torch.Tensor) or hasattr(loader, "__array__"):
+        shape = f" of shape {tuple(loader.shape)}" if hasattr(loader, "shape") else f", {loader!r}"
+        raise TypeError(
+            f"{where} gave a {kind}{shape}, which is no loader. Give a DataLoader, such as "
+            "DataLoader(TensorDataset(x, y), batch_size=32)."
+        )
+    if not isinstance(loader, Iterable):
+        raise TypeError(
+            f"{where} gave {loader!r}, of type {kind}, which cannot be iterated over. "
+            "Give a DataLoader, or any iterable of batches."
+        )
 
 
 def _read_ahead(iterator: Iterator[Any], batches: Batches) -> Iterator[Any]:
     """``iterator``, one batch ahead, so that its last batch is known as such."""
-    try:
-        ahead = next(iterator)
-    except StopIteration:
-        return
-    for following in iterator:
+    ahead = next(iterator, _END)
+    while ahead is not _END:
+        batches.before_reading_ahead()
+        following = next(iterator, _END)
+        if following is _END:
+            batches.is_last = True
         yield ahead
         ahead = following
-    batches.is_last = True
-    yield ahead
 
 
 def _size(loader: Any) -> int | None:
@@ -207,15 +277,25 @@ def several_loaders(source: Source) -> list[Any]:
     given = source.load()
     if given is None:
         raise MisconfigurationError(f"{source.name} returned None. Return a DataLoader, or a list of them.")
+    if isinstance(given, Mapping | list | tuple) and not given:
+        raise MisconfigurationError(
+            f"{source.name} gave an empty {type(given).__name__}: there is no loader in it. Leave it out, or give a "
+            f"loader. Trainer(limit_{source.kind}_batches=0) passes over the loaders that are there."
+        )
     if isinstance(given, Mapping):
         return list(given.values())
-    return list(given) if isinstance(given, list | tuple) and (not given or _are_loaders(given)) else [given]
+    return list(given) if isinstance(given, list | tuple) and _are_loaders(given) else [given]
 
 
 def _are_loaders(given: Iterable[Any]) -> bool:
-    """True for a collection of loaders, False for a collection of ready batches, which is a loader itself."""
+    """True for a collection of loaders, False for a collection of ready batches, which is a loader itself.
+
+    Datasets count as loaders, to be refused as such.
+    """
     given = list(given)
-    return bool(given) and all(isinstance(item, DataLoader) or _size(getattr(item, "dataset", None)) for item in given)
+    return bool(given) and all(
+        isinstance(item, DataLoader | Dataset) or _size(getattr(item, "dataset", None)) for item in given
+    )
 
 
 def without_shuffling(loader: Any, where: str) -> Any:

@@ -44,6 +44,8 @@ class Callback:
 
     def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
         """Log several values as ``LightningModule.log_dict`` does, with the same options."""
+        if not hasattr(dictionary, "items"):
+            raise TypeError(f"self.log_dict takes a dict, got {dictionary!r}. For one value use self.log(name, value).")
         for name, value in dictionary.items():
             self.log(name, value, **options)
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from leyden.core.callback import Callback
 from leyden.core.hooks import overrides
 from leyden.core.loading import load_weights
 from leyden.core.run import Run
-from leyden.core.state import Fn, Position
+from leyden.core.state import Fn
 from leyden.fabric.checkpoint_io import unsafe_places
 from leyden.utils.errors import CheckpointError, warn
 from leyden.utils.hparams import plain_hyperparameters
@@ -54,11 +56,12 @@ def capture(run: Run, weights_only: bool = False, epoch: int | None = None) -> d
         epoch: Index of the epoch in which the checkpoint was asked for; default the one in progress.
     """
     position = run.state.position
+    checkpoint_epoch = position.epoch if epoch is None else epoch
     checkpoint: dict[str, Any] = {
-        "epoch": position.epoch if epoch is None else epoch,
+        "epoch": checkpoint_epoch,
         "global_step": position.global_step,
         "pytorch-lightning_version": LAYOUT_VERSION,
-        "loops": {"fit_loop": _lightning_progress(position, epoch)},
+        "loops": {"fit_loop": _lightning_progress(run, checkpoint_epoch)},
     }
     for part in PARTS:
         if not (weights_only and part.to_resume) and (value := part.capture(run)) is not None:
@@ -79,10 +82,19 @@ def restore_model(run: Run) -> None:
     checkpoint = run.checkpoint
     if checkpoint is None:
         return
+    if run.fn is Fn.FIT and "optimizer_states" not in checkpoint:
+        raise CheckpointError(
+            f"{run.trainer.ckpt_path} holds weights alone, so training cannot be resumed from it. To start from its "
+            f"weights use {type(run.module).__name__}.load_from_checkpoint(path)."
+        )
+    if run.fn is Fn.FIT:
+        _check_epochs(run, checkpoint.get("leyden", {}).get("position", {}).get("epoch", 0))
     run.module.on_load_checkpoint(checkpoint)
     for part in PARTS:
         if part.with_model and (run.fn is Fn.FIT or not part.to_resume):
             _restore(part, run, checkpoint)
+    if run.fn is not Fn.FIT:
+        run.checkpoint = None
 
 
 def _restore(part: Part, run: Run, checkpoint: dict[str, Any]) -> None:
@@ -95,20 +107,19 @@ def restore_loop(run: Run) -> None:
     checkpoint, run.checkpoint = run.checkpoint, None
     if checkpoint is None:
         return
-    if "optimizer_states" not in checkpoint:
-        raise CheckpointError(
-            f"{run.trainer.ckpt_path} holds weights alone, so training cannot be resumed from it. To start from its "
-            f"weights use {type(run.module).__name__}.load_from_checkpoint(path)."
-        )
     for part in PARTS:
         if not part.with_model:
             _restore(part, run, checkpoint)
     if "leyden" not in checkpoint:
         _restore_lightning_progress(run, checkpoint)
-    position, limit = run.state.position, run.options.max_epochs
-    if limit is not None and limit != -1 and position.epoch > limit:
+        _check_epochs(run, run.state.position.epoch)
+
+
+def _check_epochs(run: Run, epochs: int) -> None:
+    limit = run.options.max_epochs
+    if limit is not None and limit != -1 and epochs > limit:
         raise CheckpointError(
-            f"{run.trainer.ckpt_path} has completed {position.epoch} epochs, more than Trainer(max_epochs={limit}). "
+            f"{run.trainer.ckpt_path} has completed {epochs} epochs, more than Trainer(max_epochs={limit}). "
             "Give a larger max_epochs."
         )
 
@@ -172,6 +183,12 @@ def _restore_optimizers(run: Run, states: list[dict[str, Any]]) -> None:
                 f"{run.trainer.ckpt_path} does not fit {type(optimizer).__name__} as configure_optimizers made it: "
                 f"{error}."
             ) from error
+        # torch takes the state of another class without a word, and fails at the first step.
+        if lacking := [name for name in optimizer.defaults if any(name not in g for g in optimizer.param_groups)]:
+            raise CheckpointError(
+                f"{run.trainer.ckpt_path} has the state of another optimizer than the {type(optimizer).__name__} that "
+                f"configure_optimizers returned: it lacks {', '.join(lacking)}."
+            )
 
 
 def _restore_schedulers(run: Run, states: list[dict[str, Any]]) -> None:
@@ -191,7 +208,7 @@ def _capture_loop(run: Run) -> dict[str, Any]:
         "results": run.results.state_dict(),
         "rng": rng_state(),
         "epoch_rng": run.state.epoch_rng,
-        "loader": run.train.state_dict() if hasattr(run, "train") else {},
+        "loader": run.train.state_dict(in_epoch=run.state.position.batch > 0) if hasattr(run, "train") else {},
         "precision": run.precision.state_dict(),
     }
 
@@ -235,7 +252,8 @@ def _hyperparameters(owner: Any, prefix: str) -> dict[str, Any]:
     if not owner.hparams:
         return {}
     plain, left_out = plain_hyperparameters(owner.hparams)
-    if left_out:
+    # Modules were warned about when they were saved.
+    if left_out := [name for name in left_out if not isinstance(owner.hparams[name], nn.Module)]:
         warn(
             "LD043",
             f"Checkpoints leave out the hyper-parameters {', '.join(left_out)} of {type(owner).__name__}, which are "
@@ -247,17 +265,20 @@ def _hyperparameters(owner: Any, prefix: str) -> dict[str, Any]:
     return {f"{prefix}{key}": value for key, value in names.items()}
 
 
-def _lightning_progress(position: Position, epoch: int | None) -> dict[str, Any]:
+def _lightning_progress(run: Run, epoch: int) -> dict[str, Any]:
     """The position as Lightning writes it, for its readers."""
+    position = run.state.position
+    # Behind an epoch's last batch Lightning's readers go on with the next epoch.
+    in_epoch = position.batch > 0 and not (hasattr(run, "train") and run.train.is_last)
 
     def count(number: int, names: tuple[str, ...] = ("ready", "completed", "started", "processed")) -> dict[str, int]:
         return dict.fromkeys(names, number)
 
     done, steps = ("ready", "completed"), position.global_step
     # Lightning's file of a completed epoch still says "n batches of epoch e are done".
-    current = position.epoch if epoch is None or epoch == position.epoch else epoch + 1
+    current = position.epoch if in_epoch or (epoch == position.epoch and not position.batch) else epoch + 1
     epochs = count(current)
-    if position.batch:
+    if in_epoch:
         epochs.update(ready=current + 1, started=current + 1)
     optimizer = {
         "step": {"total": count(steps, done), "current": count(steps, done)},
@@ -272,7 +293,7 @@ def _lightning_progress(position: Position, epoch: int | None) -> dict[str, Any]
         "epoch_loop.batch_progress": {
             "total": count(position.batch_total),
             "current": count(position.batch),
-            "is_last_batch": position.batch == 0,
+            "is_last_batch": not in_epoch,
         },
         "epoch_loop.scheduler_progress": {"total": count(0, done), "current": count(0, done)},
         "epoch_loop.automatic_optimization.state_dict": {},

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from leyden.core.loading import load_datamodule
+from leyden.core.loading import class_only, load_datamodule
 from leyden.utils.errors import MisconfigurationError
 from leyden.utils.hparams import AttributeDict, collect_hyperparameters
 from leyden.utils.tree import move_data_to_device
@@ -109,10 +109,15 @@ class LightningDataModule:
 
     @property
     def hparams(self) -> AttributeDict:
-        """What ``save_hyperparameters`` saved; may be changed."""
+        """What ``save_hyperparameters`` saved; may be changed. Setting it saves the items of a dict or Namespace."""
         if self._hparams is None:
             self._hparams = AttributeDict()
         return self._hparams
+
+    @hparams.setter
+    def hparams(self, hparams: Any) -> None:
+        self._hparams = None
+        self.save_hyperparameters(hparams, frame=inspect.currentframe())
 
     @property
     def hparams_initial(self) -> AttributeDict:
@@ -134,7 +139,7 @@ class LightningDataModule:
         self._hparams_initial = self.hparams.deep_copy()
         self._log_hyperparams = logger
 
-    @classmethod
+    @class_only
     def load_from_checkpoint(
         cls: type[Self],
         checkpoint_path: str | Path | IO[bytes],

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from leyden.core.batches import Batches
-from leyden.core.hooks import overrides, takes
+from leyden.core.hooks import overrides, parameters_of, takes
 from leyden.core.lifecycle import start_logging
 from leyden.core.module import LightningModule
+from leyden.core.preflight import check_loaders_of_monitors
 from leyden.core.results import numbers
 from leyden.core.run import WORD, Run, in_context
 from leyden.core.state import Stage
@@ -49,6 +50,15 @@ def sanity_check(run: Run) -> None:
         if fire := run.hooks.on_sanity_check_end:
             fire()
     run.state.stage = Stage.TRAIN
+
+
+def ready_to_validate(run: Run) -> None:
+    """Ask for the validation loaders now, so that what is wrong with them or the step shows before training."""
+    if run.validates:
+        with isolate_rng():
+            loaders = len(run.evaluation(Stage.VALIDATE))
+        _step_of(run, WORD[Stage.VALIDATE], loaders > 1)
+        check_loaders_of_monitors(run, loaders)
 
 
 def validate_inside_fit(run: Run) -> None:
@@ -104,6 +114,8 @@ def _evaluate(run: Run, stage: Stage, predictions: list[list[Any]] | None = None
         if predictions is not None:
             predictions.append(kept := [])
         _evaluate_loader(run, stage, batches, index, step, arity, kept)
+        if several:
+            results.end_loader()
     results.enter(stage)
     results.begin_batch(None)
     results.ended = True
@@ -142,8 +154,10 @@ def _evaluate_loader(
             batch_end(output, batch, index, loader_index)
         if kept is not None:
             kept.append(tree_map(_to_cpu, output))
-        if results.by_step and sends_steps:
-            run.send(results.step_metrics(), index)
+        if sends_steps:
+            if results.by_step:
+                run.send(results.step_metrics(), batches.evaluated)
+            batches.evaluated += 1
 
 
 def _reduce(run: Run, stage: Stage, loaders: int) -> Metrics:
@@ -172,15 +186,15 @@ def _step_of(run: Run, word: str, several: bool) -> tuple[Callable[..., Any], in
     if several:
         if not takes(step, 3):
             raise MisconfigurationError(
-                f"{type(run.module).__name__}.{name} gets several loaders, so it must take (batch, batch_idx, "
-                "dataloader_idx)."
+                f"{type(run.module).__name__}.{name}{parameters_of(step)} gets several loaders, so it must take "
+                "(batch, batch_idx, dataloader_idx)."
             )
         arity = 3
     else:
         arity = next((count for count in (2, 1, 3) if takes(step, count)), 0)
         if not arity:
             raise MisconfigurationError(
-                f"{type(run.module).__name__}.{name} must take (batch) or (batch, batch_idx) or "
+                f"{type(run.module).__name__}.{name}{parameters_of(step)} must take (batch) or (batch, batch_idx) or "
                 "(batch, batch_idx, dataloader_idx)."
             )
     return (in_context(step, run.precision) if run.precision.has_context else step), arity

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from leyden.core.checkpoint import restore_loop, write_asked
-from leyden.core.evaluate import sanity_check, validate_inside_fit
+from leyden.core.evaluate import ready_to_validate, sanity_check, validate_inside_fit
 from leyden.core.lifecycle import start_logging
+from leyden.core.preflight import check_optimization
 from leyden.core.run import Run, warn_about_modes
 from leyden.core.state import Stage
 from leyden.utils.errors import MisconfigurationError, warn
@@ -43,12 +44,18 @@ def fit(run: Run) -> None:
     hooks, state = run.hooks, run.state
     run.place_module()
     run.prepare_training()
+    check_optimization(run)
     state.stage = Stage.TRAIN
     run.results.enter(Stage.TRAIN)
     if fire := hooks.on_fit_start:
         fire()
     start_logging(run)
-    restore_loop(run)
+    if run.checkpoint is not None:
+        restore_loop(run)
+        if must_stop(run):
+            warn(
+                "LD061", f"{run.trainer.ckpt_path}: {state.stop_reason}, so fit has nothing to do. Give a higher limit."
+            )
     run.module.zero_grad()
     with torch.enable_grad():
         sanity_check(run)
@@ -56,6 +63,7 @@ def fit(run: Run) -> None:
             state.stop_reason = "limit_train_batches=0"
         else:
             run.load_training_data()
+            ready_to_validate(run)
             warn_about_modes(run.module)
             if fire := hooks.on_train_start:
                 fire()
@@ -92,6 +100,7 @@ def train_epoch(run: Run) -> None:
     run.resolve_changed_hooks()
     hooks, state, results, train = run.hooks, run.state, run.results, run.train
     position, max_steps = state.position, run.options.max_steps
+    steps_before_epoch = position.global_step
     validates_by_batch = _validates_in_this_epoch(run)
     log_every, automatic = run.log_every, run.module.automatic_optimization
     complete = True
@@ -101,22 +110,23 @@ def train_epoch(run: Run) -> None:
         fire()
 
     for batch in train.rest_of_epoch(position, state):
-        if batch is None:
-            warn("LD032", f"{run.sources['train'].name} gave None instead of a batch; it is passed over.")
-            position.batch += 1
-            continue
         index = position.batch
         results.begin_batch(batch)
-        if (fire := hooks.on_train_batch_start) and fire(batch, index) == -1:
+        if batch is None:
+            warn("LD032", f"{run.sources['train'].name} gave None instead of a batch; it is passed over.")
+        elif (fire := hooks.on_train_batch_start) and fire(batch, index) == -1:
+            train.is_last = True
+            if run.schedulers and automatic:
+                _step_schedulers(run, index, stepped=False)
             break
         steps_before = position.global_step
         output = train_batch(run, batch, index)
-        stepped = position.global_step != steps_before or not automatic
+        stepped = position.global_step != steps_before or not (automatic or batch is None)
         position.batch += 1  # before the hooks, so that a checkpoint they save resumes at the next batch
         position.batch_total += 1
         if run.schedulers and automatic:
             _step_schedulers(run, index, stepped)
-        if fire := hooks.on_train_batch_end:
+        if batch is not None and (fire := hooks.on_train_batch_end):
             fire(_seen_by_hooks(output), batch, index)
         if stepped:
             position.stepped_batches += 1
@@ -126,8 +136,8 @@ def train_epoch(run: Run) -> None:
             if run.pending == 0:
                 run.module.on_validation_model_zero_grad()
             validate_inside_fit(run)
-            if run.schedulers and automatic and stepped:
-                _step_plateau(run, "step", index)
+        if run.schedulers and automatic and stepped:
+            _step_plateau(run, "step", index)
         if state.save_requests and run.pending == 0:
             write_asked(run)  # the safe point: no hook is half done, no gradient half accumulated
         if position.global_step >= max_steps != -1 or (state.should_stop and must_stop(run)):
@@ -143,6 +153,8 @@ def train_epoch(run: Run) -> None:
         _step_plateau(run, "epoch", position.epoch)
     run.send(results.end_epoch(clear=complete), run.log_step)
     if complete:
+        if not automatic and run.optimizers and position.global_step == steps_before_epoch:
+            warn("LD035", _NO_STEP)
         position.epoch += 1
         position.batch = 0
     if state.save_requests:
@@ -161,10 +173,10 @@ def train_batch(run: Run, batch: Any, index: int) -> Any:
 
     def closure() -> Any:
         nonlocal output
-        output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
-        loss = _loss_of(output, run)
-        if loss is None:
-            return None
+        loss = output = None
+        if batch is not None:
+            output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
+            loss = _loss_of(output, run)
         if clears and optimizer is not None:
             if fire := hooks.on_before_zero_grad:
                 fire(optimizer)
@@ -172,15 +184,16 @@ def train_batch(run: Run, batch: Any, index: int) -> Any:
                 optimizer.zero_grad()
             else:
                 run.zero_grad(run.state.position.epoch, index, optimizer)
-        if share != 1:
-            loss = loss / share
-        if fire := hooks.on_before_backward:
-            fire(loss)
-        run.backward(loss)
-        run.pending += 1
-        if fire := hooks.on_after_backward:
-            fire()
-        if stepping and optimizer is not None:
+        if loss is not None:
+            if share != 1:
+                loss = loss / share
+            if fire := hooks.on_before_backward:
+                fire(loss)
+            run.backward(loss)
+            run.pending += 1
+            if fire := hooks.on_after_backward:
+                fire()
+        if stepping and run.pending and optimizer is not None:
             _finish_gradients(run, optimizer)
         return loss
 
@@ -189,16 +202,27 @@ def train_batch(run: Run, batch: Any, index: int) -> Any:
         run.state.position.global_step += stepping
     elif run.closure_first:  # torch's optimizers: the same result as step(closure), four frames fewer
         closure()
-        if output is None and run.pending:  # the window's last batch was skipped: the others' gradients remain
-            _finish_gradients(run, optimizer)
-        if run.pending:
+        if run.pending:  # none are, where every batch of the window was skipped
             precision.step(optimizer)
             run.state.position.global_step += 1
     else:  # LBFGS, an optimizer not of torch's, or a module that overrides optimizer_step
+        output = _NOT_RUN
         run.module.optimizer_step(run.state.position.epoch, index, run.wrapped_optimizers[0], closure)
+        if output is _NOT_RUN:
+            raise MisconfigurationError(
+                f"{type(run.module).__name__}.optimizer_step() did not call optimizer_closure, which trains on the "
+                "batch. Call optimizer.step(closure=optimizer_closure), or optimizer_closure() alone."
+            )
     if stepping:
         run.pending = 0
     return output
+
+
+_NOT_RUN = object()
+_NO_STEP = (
+    "No optimizer has stepped in this epoch. In manual optimization training_step does it: opt = self.optimizers(), "
+    "opt.zero_grad(), self.manual_backward(loss), opt.step()."
+)
 
 
 def _accumulation(run: Run, index: int) -> tuple[bool, int]:
@@ -231,6 +255,8 @@ def _finish_gradients(run: Run, optimizer: Any) -> None:
 
 def _manual_batch(run: Run, batch: Any, index: int) -> Any:
     """One batch in manual optimization: training_step does it all."""
+    if batch is None:
+        return None
     output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
     if output is not None and not isinstance(output, Tensor | dict):
         raise MisconfigurationError(

@@ -90,15 +90,22 @@ def overrides(owner: object, name: str, base: type) -> bool:
     return method is not None and getattr(method, "__func__", method) is not getattr(base, name, None)
 
 
-def takes(function: Callable[..., Any], arguments: int) -> bool:
-    """True when ``function`` can be called with that many positional arguments."""
+def takes(function: Callable[..., Any], arguments: int, by_keyword: Sequence[str] = ()) -> bool:
+    """True when ``function`` can be called with that many positional arguments, and those ``by_keyword``."""
     try:
-        inspect.signature(function).bind(*[None] * arguments)
+        inspect.signature(function).bind(*[None] * arguments, **dict.fromkeys(by_keyword))
     except TypeError:
         return False
     except ValueError:  # built-ins have no signature
         return True
     return True
+
+
+def parameters_of(function: Callable[..., Any]) -> str:
+    """The parameters of ``function`` for people: without annotations."""
+    signature = inspect.signature(function)
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
 
 
 def adapt(owner: object, name: str, leading: int, arguments: tuple[str, ...]) -> Callable[..., Any]:
@@ -113,7 +120,7 @@ def adapt(owner: object, name: str, leading: int, arguments: tuple[str, ...]) ->
         return lambda *given: method(*given[:-1])
     call = ", ".join([*("trainer", "pl_module")[:leading], *arguments])
     raise MisconfigurationError(
-        f"{type(owner).__name__}.{name}{inspect.signature(method)} cannot take the call it will get: {name}({call})."
+        f"{type(owner).__name__}.{name}{parameters_of(method)} cannot take the call it will get: {name}({call})."
     )
 
 

@@ -19,7 +19,6 @@ from leyden.core.checkpoint import restore_model
 from leyden.core.datamodule import LightningDataModule
 from leyden.core.hooks import overrides
 from leyden.core.module import LightningModule
-from leyden.core.preflight import check_run
 from leyden.core.run import Run
 from leyden.core.state import Fn, Status
 from leyden.utils.errors import MisconfigurationError
@@ -31,11 +30,12 @@ def prepare(run: Run) -> None:
     module.trainer = run.trainer
     if datamodule is not None:
         datamodule.trainer = run.trainer
-    check_run(run)
     run.resolve_hooks()
     for owner in (datamodule, module):
         if owner is not None:
             owner.prepare_data()
+    for logger in run.loggers:
+        _ = logger.version  # chosen now, before any of them makes a folder, so that all choose the same
     if datamodule is not None:
         datamodule.setup(stage=stage)
     for callback in run.callbacks:
@@ -44,6 +44,8 @@ def prepare(run: Run) -> None:
     module.setup(stage=stage)
     with run.precision.init_context():
         module.configure_model()
+    module.trainer = run.trainer  # modules that were made just now are part of the run too
+    run.let_log()
     restore_model(run)
 
 

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
 from leyden.fabric.checkpoint_io import CheckpointIO
 from leyden.utils.errors import CheckpointError, MisconfigurationError, warn
 from leyden.utils.hparams import AttributeDict, from_csv, from_yaml, init_arguments, missing_arguments
+
+if TYPE_CHECKING:
+    class_only = classmethod
+else:
+
+    class class_only(classmethod):
+        """A classmethod that refuses to be called on an instance, which it would not change."""
+
+        def __get__(self, instance: Any, owner: Any = None) -> Any:
+            method = super().__get__(instance, owner)
+            if instance is None:
+                return method
+
+            def refuse(*args: Any, **kwargs: Any) -> None:
+                name, owned = method.__name__, type(instance).__name__
+                raise TypeError(
+                    f"{name} was called on an instance, which it would not change: it returns a new {owned}. "
+                    f"Write model = {owned}.{name}(path)."
+                )
+
+            return refuse
 
 
 def read_checkpoint(path: Any, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
@@ -24,10 +45,7 @@ def read_checkpoint(path: Any, map_location: Any, weights_only: bool | None) -> 
         CheckpointError: The file is damaged, or holds what ``weights_only`` refuses.
     """
     safe = weights_only is None or weights_only
-    if hasattr(path, "read"):
-        checkpoint = torch.load(path, map_location=map_location, weights_only=safe)
-    else:
-        checkpoint = CheckpointIO().load_checkpoint(str(path), map_location=map_location, weights_only=safe)
+    checkpoint = CheckpointIO().load_checkpoint(path, map_location=map_location, weights_only=safe)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(
             f"{path} is not a checkpoint of a Trainer: it has no 'state_dict'. "
@@ -46,9 +64,7 @@ def load_module(
     overrides: dict[str, Any],
 ) -> Any:
     """A ``cls`` with the hyper-parameters and weights of a checkpoint; see LightningModule.load_from_checkpoint."""
-    if map_location is None and not torch.cuda.is_available():
-        map_location = "cpu"
-    checkpoint = read_checkpoint(path, map_location, weights_only)
+    checkpoint = read_checkpoint(path, map_location or _where_it_was, weights_only)
     if hparams_file is not None:
         checkpoint["hyper_parameters"] = _read_hparams(str(hparams_file))
     module = _make(cls, path, checkpoint.get("hyper_parameters", {}), checkpoint.get("hparams_name"), overrides)
@@ -57,7 +73,8 @@ def load_module(
     if strict is None:
         strict = module.strict_loading
     load_weights(module, checkpoint["state_dict"], strict, str(path))
-    return module
+    first = next((value for value in checkpoint["state_dict"].values() if isinstance(value, torch.Tensor)), None)
+    return module if first is None else module.to(first.device)
 
 
 def load_datamodule(
@@ -69,7 +86,7 @@ def load_datamodule(
     overrides: dict[str, Any],
 ) -> Any:
     """A ``cls`` with the hyper-parameters and state of a checkpoint; see LightningDataModule.load_from_checkpoint."""
-    checkpoint = read_checkpoint(path, map_location, weights_only)
+    checkpoint = read_checkpoint(path, map_location or _where_it_was, weights_only)
     params = checkpoint.get("datamodule_hyper_parameters", {})
     if hparams_file is not None:
         params = _read_hparams(str(hparams_file))
@@ -97,10 +114,22 @@ def load_weights(module: Any, state: dict[str, Any], strict: bool, path: str) ->
         )
 
 
+def _where_it_was(storage: Any, location: str) -> Any:
+    """``storage``, which is on the CPU, on the device that it was saved from, if that is here."""
+    try:
+        return torch.serialization.default_restore_location(storage, location)
+    except RuntimeError:
+        return storage
+
+
 def _make(cls: Any, path: Any, params: dict[str, Any], name: str | None, overrides: dict[str, Any]) -> Any:
     """Call ``cls`` with saved hyper-parameters and the caller's own."""
-    if name not in (None, "", "kwargs"):  # they were one object, which __init__ takes whole
-        given = {str(name): AttributeDict(params), **overrides}
+    arguments = init_arguments(cls, overrides, {})
+    if name not in (None, "", "kwargs") and init_arguments(cls, {str(name): None}, {}):
+        # They were one object, which __init__ takes whole, and which overrides of its items go into.
+        whole = AttributeDict({**params, **{key: value for key, value in overrides.items() if key in params}})
+        others = {key: value for key, value in overrides.items() if key in arguments or key not in params}
+        given = init_arguments(cls, {str(name): whole}, others)
     else:
         given = init_arguments(cls, dict(params), overrides)
     if missing := missing_arguments(cls, given):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leyden.core.loading import load_module
+from leyden.core.loading import class_only, load_module
 from leyden.core.optimizers import default_scheduler_step, toggle, untoggle
 from leyden.utils.errors import MisconfigurationError, warn
 from leyden.utils.hparams import AttributeDict, collect_hyperparameters
@@ -52,6 +52,8 @@ class LightningModule(nn.Module):
     _hparams_name: str | None = None
     _log_hyperparams: bool = False
     _toggled: dict[nn.Parameter, bool] | None = None
+    # torch.jit.trace, which a logger draws graphs with, must not look at what only a run has.
+    __jit_unused_properties__ = ["fabric", "global_rank", "local_rank", "logger", "loggers", "trainer"]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # Made ready here, so that a module whose __init__ forgets super().__init__() works all the same.
@@ -297,6 +299,8 @@ class LightningModule(nn.Module):
 
     def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **options: Any) -> None:
         """Log every value of ``dictionary``, or of a torchmetrics MetricCollection, with the options of ``log``."""
+        if not hasattr(dictionary, "items"):
+            raise TypeError(f"self.log_dict takes a dict, got {dictionary!r}. For one value use self.log(name, value).")
         for name, value in dictionary.items():
             self.log(name, value, *args, **options)
 
@@ -403,10 +407,15 @@ class LightningModule(nn.Module):
 
     @property
     def hparams(self) -> AttributeDict:
-        """What ``save_hyperparameters`` saved; may be changed."""
+        """What ``save_hyperparameters`` saved; may be changed. Setting it saves the items of a dict or Namespace."""
         if self._hparams is None:
             self._hparams = AttributeDict()
         return self._hparams
+
+    @hparams.setter
+    def hparams(self, hparams: Any) -> None:
+        self._hparams = None
+        self.save_hyperparameters(hparams, frame=inspect.currentframe())
 
     @property
     def hparams_initial(self) -> AttributeDict:
@@ -435,7 +444,7 @@ class LightningModule(nn.Module):
         self._hparams_initial = self.hparams.deep_copy()
         self._log_hyperparams = logger
 
-    @classmethod
+    @class_only
     def load_from_checkpoint(
         cls: type[Self],
         checkpoint_path: str | Path | IO[bytes],

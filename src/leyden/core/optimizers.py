@@ -52,6 +52,11 @@ class LRSchedulerConfig:
             )
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.reduce_on_plateau = True
+        if self.monitor is not None and not isinstance(self.monitor, str):
+            raise MisconfigurationError(
+                f"The lr_scheduler's monitor={self.monitor!r} is not the name of a metric. Give the name that self.log "
+                "has, such as 'val_loss'."
+            )
         if self.reduce_on_plateau and self.monitor is None:
             raise MisconfigurationError(
                 "ReduceLROnPlateau needs a metric to watch. Return {'optimizer': optimizer, 'lr_scheduler': "
@@ -90,7 +95,10 @@ class SteppingOptimizer:
         return getattr(self.__dict__["optimizer"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.__dict__["optimizer"], name, value)
+        if name == "step":  # a scheduler made for this wraps it, to know whether it was called
+            self.__dict__[name] = value
+        else:
+            setattr(self.__dict__["optimizer"], name, value)
 
 
 def uniform(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
@@ -129,12 +137,20 @@ def _take_sequence(returned: Any, optimizers: list[Optimizer], schedulers: list[
             _take_dict(item, optimizers, schedulers)
     elif len(returned) == 2:
         of_optimizers, of_schedulers = (list(x) if isinstance(x, list | tuple) else [x] for x in returned)
-        if not all(isinstance(item, Optimizer) for item in of_optimizers):
-            raise MisconfigurationError(f"{_FORMS}; got {returned!r}.")
+        if not of_optimizers or not all(isinstance(item, Optimizer) for item in of_optimizers):
+            raise MisconfigurationError(f"{_FORMS}; got {_kinds(returned)}.")
         optimizers.extend(of_optimizers)
         schedulers.extend(_scheduler(item) for item in of_schedulers)
     else:
-        raise MisconfigurationError(f"{_FORMS}; got {returned!r}.")
+        raise MisconfigurationError(f"{_FORMS}; got {_kinds(returned)}.")
+
+
+def _kinds(returned: Any) -> str:
+    """What ``returned`` is made of, since optimizers themselves print at length."""
+    if not isinstance(returned, list | tuple):
+        return type(returned).__name__
+    inside = ", ".join(map(_kinds, returned))
+    return f"[{inside}]" if isinstance(returned, list) else f"({inside})"
 
 
 def _take_dict(returned: Mapping[str, Any], optimizers: list[Optimizer], schedulers: list[LRSchedulerConfig]) -> None:

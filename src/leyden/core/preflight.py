@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
+import itertools
 import re
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
+
+from torch import nn
 
 from leyden.core.callback import Callback
 from leyden.core.datamodule import LightningDataModule
-from leyden.core.hooks import overrides, takes
+from leyden.core.hooks import HOOKS, overrides, parameters_of, takes
 from leyden.core.module import LightningModule
+from leyden.core.results import PLACES
 from leyden.core.run import KIND, WORD, Run
+from leyden.core.source import called_names, log_calls, logged_names, mentions, readable, user_classes
 from leyden.core.state import Fn, Stage
 from leyden.utils.errors import MisconfigurationError, NotBuiltError, nearest, warn
 
@@ -31,9 +34,42 @@ _FORMER_HOOKS = {
     **{
         f"{stage}_step_end": f"Do that work at the end of {stage}_step." for stage in ("training", "validation", "test")
     },
+    **{
+        f"on_{event}": f"Define on_train_{event}(), and the same for validation and test where it is meant for them."
+        for event in ("epoch_start", "epoch_end", "batch_start", "batch_end")
+    },
+    "on_pretrain_routine_start": "Define on_fit_start().",
+    "on_pretrain_routine_end": "Define on_fit_start().",
+    "on_init_start": "Define setup().",
+    "on_init_end": "Define setup().",
+    "on_keyboard_interrupt": "Define on_exception().",
+    "on_hpc_save": "Define on_save_checkpoint().",
+    "on_hpc_load": "Define on_load_checkpoint().",
+    "configure_sharded_model": "Define configure_model().",
+    "on_post_move_to_device": "Define on_fit_start().",
+    "tbptt_split_batch": "Set automatic_optimization = False and split the batch in training_step.",
 }
 _STAGE_OF = {Fn.FIT: Stage.TRAIN, Fn.VALIDATE: Stage.VALIDATE, Fn.TEST: Stage.TEST, Fn.PREDICT: Stage.PREDICT}
-_HOOK_PREFIXES = ("on_", "training_", "validation_", "test_", "predict_", "configure_", "train_", "val_", "prepare_")
+_HOOK_PREFIXES = (
+    *("on_", "training_", "validation_", "test_", "predict_", "configure_", "train_", "val_", "prepare_"),
+    *("optimizer_", "transfer_", "tbptt_", "set", "tear"),
+)
+# Words that one takes for each other in a hook's name.
+_TAKEN_FOR = {
+    "val": ("validation",),
+    "validation": ("val",),
+    "train": ("training",),
+    "training": ("train",),
+    "begin": ("start",),
+    "finish": ("end",),
+}
+# What the framework calls besides HOOKS.
+_CALLED = (
+    *("setup", "teardown", "prepare_data", "on_exception", "configure_optimizers", "configure_model", "backward"),
+    *("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping", "lr_scheduler_step"),
+    *("on_save_checkpoint", "on_load_checkpoint", "state_dict", "load_state_dict"),
+)
+_BY_KEYWORD = ("stage", "gradient_clip_val", "gradient_clip_algorithm")
 
 
 def check_run(run: Run) -> None:
@@ -41,14 +77,42 @@ def check_run(run: Run) -> None:
 
     Raises:
         MisconfigurationError: Something is missing, misspelt or contradictory; the message says what and what to do.
+        TypeError: A callback is none.
     """
+    for callback in run.callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(
+                f"{callback!r} among the callbacks is not a Callback. configure_callbacks() and trainer.callbacks "
+                "hold objects such as EarlyStopping(monitor='val_loss')."
+            )
     for owner, base in _owners(run):
-        _check_spelling(owner, base)
+        _check_spelling(owner, base, run)
+        _check_calls(owner, base)
     _check_step_and_loader(run)
     if run.fn is Fn.FIT:
         _check_training(run)
         _check_state_keys(run.callbacks)
-        _check_monitors(run)
+        _check_places(run)
+        for watcher, monitor in _monitors(run):
+            _check_monitor(run, watcher, monitor)
+        _warn_of_no_validation(run)
+        _warn_of_hidden_layers(run.module)
+
+
+def check_optimization(run: Run) -> None:
+    """Refuse schedulers that would wait for their metric in vain, when ``configure_optimizers`` has returned them."""
+    name, own = type(run.module).__name__, {id(parameter) for parameter in run.module.parameters()}
+    for optimizer in run.optimizers:
+        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if own and not any(id(parameter) in own for parameter in held):
+            warn(
+                "LD053",
+                f"{type(optimizer).__name__} holds no parameter of {name}, which it will not train. "
+                "Make it of self.parameters().",
+            )
+    for config in run.schedulers:
+        if config.reduce_on_plateau and config.monitor and config.strict and run.module.automatic_optimization:
+            _check_monitor(run, type(config.scheduler).__name__, config.monitor)
 
 
 def _owners(run: Run) -> Iterator[tuple[Any, type]]:
@@ -59,28 +123,68 @@ def _owners(run: Run) -> Iterator[tuple[Any, type]]:
         yield callback, Callback
 
 
-def _check_spelling(owner: Any, base: type) -> None:
+def _check_spelling(owner: Any, base: type, run: Run) -> None:
     """A method whose name is almost a hook's would never be called."""
     known = {name for name in dir(base) if name.startswith(_HOOK_PREFIXES)}
-    for cls in _user_classes(owner):
+    for cls in user_classes(owner):
         for name, value in vars(cls).items():
             if not name.startswith(_HOOK_PREFIXES) or not inspect.isfunction(value) or name in known:
                 continue
-            if name in _FORMER_HOOKS and base is LightningModule:
+            meant = name if name in _FORMER_HOOKS else _meant(name, known)
+            # A method that the class itself calls is a helper, and one that makes loaders may be called by the script.
+            if not meant or _is_called(name, owner) or _has_loader(run, meant):
+                continue
+            if name in _FORMER_HOOKS:
                 raise NotBuiltError(f"{cls.__name__}.{name}(), a hook of Lightning 1.x,", _FORMER_HOOKS[name])
-            if any(name.startswith(f"{hook}_") for hook in known):
-                continue  # a helper such as training_step_of_discriminator
-            if close := difflib.get_close_matches(name, known, n=1, cutoff=0.88):
-                raise MisconfigurationError(
-                    f"{cls.__name__}.{name}() is not a hook, so it would never be called. Did you mean {close[0]!r}? "
-                    "If it is a method of your own, give it a name less like a hook's."
-                )
+            raise MisconfigurationError(
+                f"{cls.__name__}.{name}() is not a hook, so it would never be called. "
+                f"{_FORMER_HOOKS.get(meant) or f'Did you mean {meant!r}?'} "
+                "If it is a method of your own, give it a name less like a hook's."
+            )
 
 
-def _user_classes(owner: Any) -> list[type]:
-    """The classes of ``owner`` that are neither torch's nor the framework's."""
-    framework = ("torch.", "leyden.core.", "leyden.callbacks.", "builtins.")
-    return [cls for cls in type(owner).__mro__ if not f"{cls.__module__}.".startswith(framework)]
+def _meant(name: str, known: Collection[str]) -> str:
+    """The hook that ``name`` is a misspelling of; empty when it is none."""
+    if any(name.startswith(f"{hook}_") for hook in known):
+        return ""  # a helper such as training_step_of_discriminator
+    words = [(word, *_TAKEN_FOR.get(word, ())) for word in name.split("_")]
+    for spelling in map("_".join, itertools.islice(itertools.product(*words), 64)):
+        if spelling in known or (spelling.startswith("on_") and spelling in _FORMER_HOOKS):
+            return spelling
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.88)), "")
+
+
+def _is_called(name: str, owner: Any) -> bool:
+    return name in called_names(user_classes(owner))
+
+
+def _has_loader(run: Run, hook: str) -> bool:
+    kind, _, rest = hook.partition("_")
+    return rest == "dataloader" and run.sources[kind].exists
+
+
+def _check_calls(owner: Any, base: type) -> None:
+    """A method that cannot take its call would end the run when that comes, perhaps after hours."""
+    for name in _CALLED:
+        original = vars(base).get(name)
+        if original is None or not overrides(owner, name, base):
+            continue
+        parameters = list(inspect.signature(original).parameters.values())[1:]
+        arguments = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        by_keyword = [argument for argument in arguments if argument in _BY_KEYWORD]
+        method = getattr(owner, name)
+        if takes(method, len(arguments) - len(by_keyword), by_keyword):
+            continue
+        call = ", ".join(f"{a}={a}" if a in by_keyword else a for a in arguments)
+        former = [each for each in _parameters(method) if each in _FORMER_ARGUMENTS]
+        hint = f" Lightning 1.x also passed {', '.join(former)}: leave that out." if former else ""
+        raise MisconfigurationError(
+            f"{type(owner).__name__}.{name}{parameters_of(method)} cannot take the call it will get: "
+            f"{name}({call}).{hint}"
+        )
+
+
+_FORMER_ARGUMENTS = ("optimizer_idx", "on_tpu", "using_native_amp", "using_lbfgs")
 
 
 def _check_step_and_loader(run: Run) -> None:
@@ -93,13 +197,20 @@ def _check_step_and_loader(run: Run) -> None:
     elif not overrides(module, step, LightningModule):
         raise MisconfigurationError(
             f"{name} has no {step}(). Define {step}(self, batch, batch_idx) to call trainer.{run.fn}()."
+            f"{_nearest_method(module, step)}"
         )
     if not source.exists:
         argument = "train_dataloaders" if run.fn is Fn.FIT else "dataloaders"
         raise MisconfigurationError(
             f"trainer.{run.fn}() has no data. Pass {argument}=, or a datamodule, or define {KIND[stage]}_dataloader() "
-            f"in {name}."
+            f"in {name}.{_nearest_method(run.datamodule or module, f'{KIND[stage]}_dataloader')}"
         )
+
+
+def _nearest_method(owner: object, name: str) -> str:
+    """A hint at a method of the user's that may be ``name``, misspelt."""
+    own = [n for cls in user_classes(owner) for n, value in vars(cls).items() if inspect.isfunction(value)]
+    return "".join(f" There is {n}(): is that meant?" for n in difflib.get_close_matches(name, own, n=1, cutoff=0.75))
 
 
 def _step_word(stage: Stage) -> str:
@@ -112,19 +223,20 @@ def _check_training(run: Run) -> None:
     if not overrides(module, "configure_optimizers", LightningModule):
         raise MisconfigurationError(
             f"{name} has no configure_optimizers(). Define it, for example: "
-            "return torch.optim.Adam(self.parameters(), lr=1e-3)."
+            f"return torch.optim.Adam(self.parameters(), lr=1e-3).{_nearest_method(module, 'configure_optimizers')}"
         )
+    for attribute in {**vars(type(module)), **vars(module)}:
+        close = difflib.get_close_matches(attribute, _SETTINGS, n=1, cutoff=0.9)
+        if close and attribute not in _SETTINGS:
+            raise MisconfigurationError(
+                f"{name}.{attribute} is not a setting, so it does nothing. Did you mean {close[0]!r}?"
+            )
     step = module.training_step
     if not takes(step, 1) and not takes(step, 2):
         hint = " Several optimizers need manual optimization." if "optimizer_idx" in _parameters(step) else ""
         raise MisconfigurationError(
-            f"{name}.training_step{inspect.signature(step)} must take (batch) or (batch, batch_idx).{hint}"
+            f"{name}.training_step{parameters_of(step)} must take (batch) or (batch, batch_idx).{hint}"
         )
-    has_step, source = overrides(module, "validation_step", LightningModule), run.sources["val"]
-    if source.exists and not has_step:
-        warn("LD050", f"{source.name} is given and {name} has no validation_step(), so validation is left out.")
-    if has_step and not source.exists and options.limit_val_batches != 0:
-        warn("LD051", f"{name} has validation_step() and no validation loader is given, so validation is left out.")
     if not module.automatic_optimization:
         if options.gradient_clip_val:
             raise MisconfigurationError(
@@ -136,6 +248,35 @@ def _check_training(run: Run) -> None:
                 f"Trainer(accumulate_grad_batches={options.accumulate_grad_batches}) does nothing in manual "
                 "optimization. Step the optimizer every so many batches in training_step."
             )
+
+
+def _warn_of_no_validation(run: Run) -> None:
+    name, source = type(run.module).__name__, run.sources["val"]
+    has_step = overrides(run.module, "validation_step", LightningModule)
+    if source.exists and not has_step:
+        warn("LD050", f"{source.name} is given and {name} has no validation_step(), so validation is left out.")
+    if has_step and not source.exists and run.options.limit_val_batches != 0:
+        warn("LD051", f"{name} has validation_step() and no validation loader is given, so validation is left out.")
+
+
+def _warn_of_hidden_layers(module: LightningModule) -> None:
+    seen = set(map(id, module.modules()))
+    for place, part in module.named_modules():
+        for name, value in vars(part).items():
+            items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            some = itertools.islice(items, 1000)  # a whole dataset may lie in a list
+            hidden = [item for item in some if isinstance(item, nn.Module) and id(item) not in seen]
+            if any(parameter.requires_grad for item in hidden for parameter in item.parameters()):
+                where = ".".join(filter(None, (type(module).__name__, place, name)))
+                warn(
+                    "LD052",
+                    f"{where} is a {type(value).__name__} of modules, which torch does not see: self.parameters(), "
+                    "moving to the device and checkpoints leave them out. Use torch.nn.ModuleList or ModuleDict.",
+                    subject=where,
+                )
+
+
+_SETTINGS = ("automatic_optimization", "example_input_array", "strict_loading")
 
 
 def _parameters(function: Any) -> list[str]:
@@ -156,89 +297,95 @@ def _check_state_keys(callbacks: list[Callback]) -> None:
         seen.add(callback.state_key)
 
 
-def _check_monitors(run: Run) -> None:
-    """A monitored name that no ``self.log`` in sight can produce."""
-    monitors = [(c, m) for c in run.callbacks if isinstance(m := getattr(c, "monitor", None), str)]
-    if not monitors:
+def _check_places(run: Run) -> None:
+    """Refuse a ``self.log`` where none can be, which would end the run when it gets there."""
+    for owner, base in ((run.module, LightningModule), *((callback, Callback) for callback in run.callbacks)):
+        if overrides(owner, "log", base):
+            continue
+        for method, by_step in (call for cls in user_classes(owner) for call in log_calls(cls)):
+            if method not in HOOKS or _does_not_run(method, run):
+                continue
+            where = f"{type(owner).__name__}.{method}()"
+            if method not in PLACES:
+                raise MisconfigurationError(
+                    f"{where} calls self.log, and no values are collected there. Log in on_train_epoch_end or "
+                    "on_validation_epoch_end, or hand the value to the logger: self.logger.log_metrics({...})."
+                )
+            if by_step and not PLACES[method][2]:
+                raise MisconfigurationError(
+                    f"{where} calls self.log with on_step=True, and only on_epoch=True works there. Leave on_step out."
+                )
+
+
+def _monitors(run: Run) -> Iterator[tuple[str, str]]:
+    """Every callback that insists on a metric, and the metric's name."""
+    for callback in run.callbacks:
+        # strict is False where a missing metric is allowed for.
+        if getattr(callback, "monitors", False) and getattr(callback, "strict", True):
+            monitor = getattr(callback, "monitor", None)
+            if isinstance(monitor, str) and "lr-" not in monitor:  # as LearningRateMonitor's names are
+                yield type(callback).__name__, monitor
+
+
+def check_loaders_of_monitors(run: Run, loaders: int) -> None:
+    """Refuse a monitored name without the number of the loader where there are several, and with it where not."""
+    classes = _logging_classes(run)
+    by_loader = ("validation_step", "on_validation_batch_start", "on_validation_batch_end")
+    others = logged_names(classes, {*by_loader, *_unused_methods(run, classes)} - called_names(classes))
+    if others is None or mentions(classes, "add_dataloader_idx"):
         return
-    logged = logged_names([*(m for m in run.module.modules() if isinstance(m, LightningModule)), *run.callbacks])
-    if logged is None:
+    names = [f"/dataloader_idx_{index}" for index in range(loaders)] if loaders > 1 else [""]
+    for watcher, monitor in _monitors(run):
+        if not _matches(monitor, others) and not any(monitor == _bare(monitor) + suffix for suffix in names):
+            raise MisconfigurationError(
+                f"{watcher}(monitor={monitor!r}) matches nothing that is logged with {loaders} validation "
+                f"loader{'s' if loaders > 1 else ''}. Give {' or '.join(repr(_bare(monitor) + end) for end in names)}."
+            )
+
+
+def _logging_classes(run: Run) -> list[type]:
+    modules = [part for part in run.module.modules() if isinstance(part, LightningModule)]
+    return [cls for owner in (*modules, *run.callbacks) for cls in user_classes(owner)]
+
+
+def _unused_methods(run: Run, classes: list[type]) -> set[str]:
+    return {name for cls in classes for name in vars(cls) if _does_not_run(name, run)}
+
+
+def _bare(monitor: str) -> str:
+    return re.sub(r"/dataloader_idx_\d+$", "", monitor)
+
+
+def _check_monitor(run: Run, watcher: str, monitor: str) -> None:
+    """Refuse a monitored name that no ``self.log`` in sight can produce."""
+    classes = _logging_classes(run)
+    unused = _unused_methods(run, classes) - called_names(classes)
+    logged = logged_names(classes, unused)
+    if logged is None or _matches(monitor, logged):
         return
-    for callback, monitor in monitors:
-        bare = re.sub(r"/dataloader_idx_\d+$", "", monitor)
-        names = {bare, bare.removesuffix("_step"), bare.removesuffix("_epoch")}
-        if monitor.startswith("lr-") or any(re.fullmatch(pattern, name) for pattern in logged for name in names):
-            continue
-        plain = sorted(pattern.replace("\\", "") for pattern in logged)
-        raise MisconfigurationError(
-            f"{type(callback).__name__}(monitor={monitor!r}) matches nothing that is logged. "
-            f"Logged are: {', '.join(plain) or 'no names at all'}.{nearest(monitor, plain)}"
-        )
+    plain = sorted(map(readable, logged))
+    elsewhere = run.validates and _matches(monitor, logged_names(classes) or ())
+    raise MisconfigurationError(
+        f"{watcher}(monitor={monitor!r}) matches nothing that is logged in this fit. "
+        f"Logged are: {', '.join(plain) or 'no names at all'}."
+        + (f" {monitor!r} is logged in a step that fit does not run." if elsewhere else _without_validation(run))
+        + nearest(monitor, [name for name in plain if "*" not in name])
+    )
 
 
-def logged_names(owners: list[Any]) -> set[str] | None:
-    """Patterns of all names that the classes of ``owners`` log, read off their source; None when that cannot tell.
-
-    It cannot where source is missing, a name is computed, or ``self`` is handed to a function, which may log too.
-    """
-    found: set[str] = set()
-    for cls in {cls for owner in owners for cls in _user_classes(owner)}:
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-        except (OSError, TypeError, SyntaxError):
-            return None
-        patterns = _logged_in(tree)
-        if patterns is None:
-            return None
-        found |= patterns
-    return found
+def _matches(monitor: str, logged: Collection[str]) -> bool:
+    bare = _bare(monitor)
+    names = {bare, bare.removesuffix("_step"), bare.removesuffix("_epoch")}
+    return any(re.fullmatch(pattern, name) for pattern in logged for name in names)
 
 
-def _logged_in(tree: ast.AST) -> set[str] | None:
-    found: set[str] = set()
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    called = {id(call.func) for call in calls}
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Attribute)
-            and node.attr in ("log", "log_dict")
-            and _is_module(node.value)
-            and id(node) not in called
-        ):
-            return None
-    for call in calls:
-        arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
-        if any(_is_module(argument) for argument in arguments) and not _is_super(call.func):
-            return None
-        if not isinstance(call.func, ast.Attribute) or not _is_module(call.func.value):
-            continue
-        if call.func.attr not in ("log", "log_dict"):
-            continue
-        first = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg in _NAME_KEYWORDS), None)
-        names = first.keys if isinstance(first, ast.Dict) and call.func.attr == "log_dict" else [first]
-        for name in names:
-            if (pattern := _pattern(name)) is None:
-                return None
-            found.add(pattern)
-    return found
+def _does_not_run(method: str, run: Run) -> bool:
+    silent = ("test", "predict") if run.validates else ("test", "predict", "validation")
+    return any(method == f"{word}_step" or method.startswith(f"on_{word}_") for word in silent)
 
 
-_NAME_KEYWORDS = ("name", "dictionary")
-
-
-def _is_module(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and node.id in ("self", "pl_module", "module")
-
-
-def _is_super(function: ast.AST) -> bool:
-    return isinstance(function, ast.Name) and function.id == "super"
-
-
-def _pattern(node: ast.AST | None) -> str | None:
-    """A regular expression for the names that ``node`` may stand for; None when it may be anything."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return re.escape(node.value)
-    if isinstance(node, ast.JoinedStr):
-        parts = [_pattern(part) if isinstance(part, ast.Constant) else ".*" for part in node.values]
-        return "".join(part or ".*" for part in parts)
-    return None
+def _without_validation(run: Run) -> str:
+    if run.validates:
+        return ""
+    why = "there is no validation loader" if not run.sources["val"].exists else "it is left out"
+    return f" Validation does not run, as {why}."

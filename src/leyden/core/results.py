@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from leyden.core.metrics import is_metric, restore_running_states, running_states
 from leyden.core.state import Stage
 from leyden.utils.errors import MisconfigurationError, warn
 from leyden.utils.tree import batch_size_of
@@ -47,6 +49,9 @@ _REDUCTIONS: dict[Any, str] = {
     **{min: "min", max: "max", sum: "sum"},
 }
 
+# Options of an entry that comes from a checkpoint: those it is logged with are not known before it is.
+_RESTORED = ()
+
 
 class Entry:
     """One name logged at one place: its options, its latest value, and its sum over the epoch so far.
@@ -57,9 +62,11 @@ class Entry:
         epoch_name: Under which the epoch's value goes out; None when it does not.
         latest: The value logged last, a tensor of shape ``()`` or a number; None before the first.
         fresh: ``latest`` was logged since step values went out last.
-        total: Sum (of value times samples for a mean), least or greatest value of the epoch so far, at least float32.
-        weight: Samples in ``total``, for a mean.
+        total: Sum (of value times samples for a mean), least or greatest value of the epoch so far, at least float32;
+            of a metric its value, where that is settled.
+        weight: Samples in ``total``, for a mean; 1 for a metric that was logged in the epoch.
         metric: The torchmetrics-like object that was logged instead of numbers.
+        shown: The ``latest`` that is among the finished values already.
     """
 
     __slots__ = (
@@ -71,6 +78,7 @@ class Entry:
         "options",
         "prog_bar",
         "reduction",
+        "shown",
         "step_name",
         "to_logger",
         "total",
@@ -87,6 +95,7 @@ class Entry:
         self.to_logger: bool = options[1] is not False
         self.reduction = _reduction(name, options[4])
         self.latest: Any = None
+        self.shown: Any = None
         self.fresh = False
         self.total: Any = None
         self.weight: float = 0
@@ -114,17 +123,17 @@ class Entry:
 
     def epoch_value(self) -> Any:
         """The epoch's value; None when nothing was logged in it."""
-        if self.metric is not None:
-            return self.metric.compute()
-        if self.total is None or self.reduction != "mean":
+        if self.metric is not None and self.total is None:
+            return self.metric.compute() if self.weight else None
+        if self.total is None or self.metric is not None or self.reduction != "mean":
             return self.total
         return self.total / self.weight if self.weight else self.total * float("nan")
 
     def clear(self) -> None:
         """Begin a new epoch."""
-        self.total, self.weight, self.latest, self.fresh = None, 0, None, False
-        if self.metric is not None and self.epoch_name is not None:
+        if self.metric is not None and self.weight:
             self.metric.reset()
+        self.total, self.weight, self.latest, self.shown, self.fresh = None, 0, None, None, False
 
 
 class Results:
@@ -144,7 +153,6 @@ class Results:
     __slots__ = (
         "_finished_bar",
         "_finished_callback",
-        "_pending",
         "_samples",
         "_suffix",
         "_tables",
@@ -172,13 +180,14 @@ class Results:
         self._tables: dict[tuple[Stage | None, str], dict[tuple[str, str], Entry]] = {}
         self._finished_callback: dict[str, Any] = {}
         self._finished_bar: dict[str, Any] = {}
-        self._pending: dict[tuple[str, str], dict[str, Any]] = {}
 
     # Where the loops are.
 
     def enter(self, stage: Stage | None, suffix: str = "") -> tuple[Stage | None, str, str]:
         """Log into the table of ``stage`` and ``suffix``, the loader's, from now on; returns what ``leave`` takes."""
         before = (self.stage, self._suffix, self.hook)
+        if stage is not Stage.TRAIN:
+            self._show_live()
         self.stage, self._suffix, self.ended = stage, suffix, False
         self.entries = self._tables.setdefault((stage, suffix), {})
         self.by_step = any(entry.step_name for entry in self.entries.values())
@@ -217,18 +226,16 @@ class Results:
         options = (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, metric_attribute)
         entry = self.entries.get((self.hook, name))
         if entry is None:
-            entry = self._declare(name, value, options)
+            entry = self._declare(name, value, options, batch_size)
         elif entry.options != options:
-            raise MisconfigurationError(
-                f"self.log({name!r}) was called twice in {self.hook} with different options. "
-                "Use one call, or two names."
-            )
+            entry = self._declare_again(entry, name, value, options, batch_size)
         if isinstance(value, Tensor):
             if value.ndim:
                 value = _one_number(name, value)
             if not enable_graph and value.requires_grad:
                 value = value.detach()
         elif entry.metric is not None:
+            entry.weight = 1
             if entry.step_name is not None:
                 entry.latest, entry.fresh = _batch_value(name, entry.metric), True
             return
@@ -240,17 +247,19 @@ class Results:
         if entry.epoch_name is not None:
             if entry.reduction != "mean":
                 entry.accumulate(value, 0)
+            elif batch_size is not None:
+                entry.accumulate(value, batch_size)
             else:
-                entry.accumulate(value, batch_size or self._samples or self._count_samples(name))
+                entry.accumulate(value, self._samples or self._count_samples(name))
 
-    def _declare(self, name: str, value: Any, options: tuple[Any, ...]) -> Entry:
+    def _declare(self, name: str, value: Any, options: tuple[Any, ...], batch_size: Any) -> Entry:
         """Check a call that is the first of its name at its place."""
         _, _, on_step, on_epoch, _, add_dataloader_idx, metric_attribute = options
         if not isinstance(name, str):
             raise TypeError(f"self.log takes a name first, got {name!r}. Write self.log('loss', loss).")
         if self.hook not in PLACES:
             raise MisconfigurationError(
-                f"self.log({name!r}) cannot be called in {self.hook or 'this place'}: no values are collected there. "
+                f"self.log({name!r}) cannot be called in {self.hook or _caller()}: no values are collected there. "
                 f"It can be called in: {', '.join(PLACES)}."
             )
         default_step, default_epoch, step_allowed = PLACES[self.hook]
@@ -266,22 +275,49 @@ class Results:
             raise MisconfigurationError(
                 f"self.log({name!r}): '/dataloader_idx_' is added by Leyden; pass add_dataloader_idx=False to write it."
             )
+        if batch_size is not None and (not hasattr(batch_size, "__float__") or batch_size < 0):
+            raise MisconfigurationError(f"self.log({name!r}, batch_size={batch_size!r}) is not a number of samples.")
+        if isinstance(value, Tensor) and value.is_complex():
+            raise ValueError(f"self.log({name!r}, value) takes a real number, got {value.dtype}. Log value.abs().")
         entry = Entry(name, self._suffix if add_dataloader_idx else "", on_step, on_epoch, options)
-        if _is_metric(value):
+        if is_metric(value):
             entry.metric = self._own_metric(name, value, metric_attribute)
-        elif saved := self._pending.pop((self.hook, name), None):
-            entry.total, entry.weight = saved["total"], saved["weight"]
         self.entries[(self.hook, name)] = entry
         self.by_step = self.by_step or on_step
         return entry
 
+    def _declare_again(
+        self, restored: Entry, name: str, value: Any, options: tuple[Any, ...], batch_size: Any
+    ) -> Entry:
+        """Go on with an entry that a checkpoint brought, under the options with which it is logged now."""
+        if restored.options is not _RESTORED:
+            raise MisconfigurationError(
+                f"self.log({name!r}) was called twice in {self.hook} with different options. "
+                "Use one call, or two names."
+            )
+        entry = self._declare(name, value, options, batch_size)
+        if entry.metric is None:
+            # Checkpoints are read onto the CPU.
+            moves = isinstance(restored.total, Tensor) and isinstance(value, Tensor)
+            entry.total = restored.total.to(value.device) if moves else restored.total
+            entry.weight = restored.weight
+            entry.latest, entry.fresh = restored.latest, restored.fresh
+        return entry
+
     def _own_metric(self, name: str, metric: Any, attribute: str | None) -> Any:
         """``metric``, which must belong to the module, so that it moves, and is kept, with it."""
-        owned = self.module is None or not isinstance(metric, torch.nn.Module) or attribute is not None
-        if not owned and not any(metric is part for part in self.module.modules()):
+        if self.module is None or not isinstance(metric, torch.nn.Module):
+            return metric
+        places = [place for place, part in self.module.named_modules() if part is metric]
+        if not places:
             raise MisconfigurationError(
                 f"self.log({name!r}, metric): the {type(metric).__name__} is not an attribute of the module. "
-                "Make it in __init__ (self.metric = ...), or pass metric_attribute='name'."
+                "Make it in __init__: self.metric = ..."
+            )
+        if attribute is not None and not any(f".{place}".endswith(f".{attribute}") for place in places):
+            raise MisconfigurationError(
+                f"self.log({name!r}, metric, metric_attribute={attribute!r}): the {type(metric).__name__} is the "
+                f"attribute {places[0]!r}. Leave metric_attribute out; the metric is found by itself."
             )
         return metric
 
@@ -308,6 +344,12 @@ class Results:
         self.logged_metrics.update(due)
         return numbers(due)
 
+    def end_loader(self) -> None:
+        """Settle the metrics of one loader of several; the next one may go on counting with the same objects."""
+        for entry in self.entries.values():
+            if entry.metric is not None:
+                entry.total = entry.epoch_value()
+
     def end_epoch(self, clear: bool = True) -> dict[str, Any]:
         """Reduce the current table: values go to callbacks and bar, and come back for the loggers.
 
@@ -315,11 +357,9 @@ class Results:
             clear: Begin a new epoch. Not when the epoch was broken off and may be continued.
         """
         due: dict[str, Any] = {}
+        if self.stage is Stage.TRAIN:
+            self._show_live()
         for entry in self.entries.values():
-            if entry.latest is not None and self.stage is Stage.TRAIN:
-                self._finished_callback[entry.name] = self._finished_callback[entry.step_name] = entry.latest
-                if entry.prog_bar:
-                    self._finished_bar[entry.step_name] = entry.latest
             if entry.epoch_name is not None and (value := entry.epoch_value()) is not None:
                 self._finished_callback[entry.name] = self._finished_callback[entry.epoch_name] = value
                 if entry.prog_bar:
@@ -350,7 +390,8 @@ class Results:
         for entry in self._live():
             found[entry.name] = found[entry.step_name] = entry.latest
         if self.ended:
-            for entry in self.entries.values():
+            tables = (entries for (stage, _), entries in self._tables.items() if stage is self.stage)
+            for entry in (entry for entries in tables for entry in entries.values()):
                 if entry.epoch_name is not None and (value := entry.epoch_value()) is not None:
                     found[entry.name] = found[entry.epoch_name] = value
         return {name: torch.as_tensor(value) for name, value in found.items()}
@@ -362,24 +403,62 @@ class Results:
         return numbers(found)
 
     def _live(self) -> Iterator[Any]:
-        """Training entries with a step value."""
-        table = self._tables.get((Stage.TRAIN, ""), {})
-        return (entry for entry in table.values() if entry.latest is not None)
+        """Training entries with a step value that is not among the finished values."""
+        return (entry for entry in self._training().values() if entry.latest is not entry.shown)
+
+    def _show_live(self) -> None:
+        """Put the latest step values among the finished ones, where what is logged later under their names wins."""
+        for entry in self._live():
+            self._finished_callback[entry.name] = self._finished_callback[entry.step_name] = entry.latest
+            if entry.prog_bar:
+                self._finished_bar[entry.step_name] = entry.latest
+            entry.shown = entry.latest
+
+    def _training(self) -> dict[tuple[str, str], Entry]:
+        return self._tables.setdefault((Stage.TRAIN, ""), {})
 
     # Checkpoints.
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """The sums of the training epoch in progress."""
-        table = self._tables.get((Stage.TRAIN, ""), {})
-        return [
-            {"place": place, "name": name, "total": entry.total, "weight": entry.weight}
-            for (place, name), entry in table.items()
-            if entry.total is not None
+    def state_dict(self) -> dict[str, Any]:
+        """The entries of the training epoch in progress, and the latest values that callbacks may monitor."""
+        parts = {id(part): name for name, part in self.module.named_modules()} if self.module is not None else {}
+        entries = [
+            {
+                "place": place,
+                "name": name,
+                "on_step": entry.step_name is not None,
+                "on_epoch": entry.epoch_name is not None,
+                "prog_bar": entry.prog_bar,
+                "logger": entry.to_logger,
+                "reduction": entry.reduction,
+                "total": entry.total,
+                "weight": entry.weight,
+                "latest": _detached(entry.latest) if entry.fresh else None,
+                "metric": parts.get(id(entry.metric)),
+            }
+            for (place, name), entry in self._training().items()
+            if entry.weight or entry.total is not None or entry.fresh
         ]
+        return {
+            "entries": entries,
+            "metrics": running_states(self.module) if self.module is not None else {},
+            "callback_metrics": {name: _detached(value) for name, value in self.callback_metrics().items()},
+        }
 
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Go on with the sums of ``state_dict``; they take effect when their names are next logged."""
-        self._pending = {(saved["place"], saved["name"]): saved for saved in state}
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what ``state_dict`` returned."""
+        self._finished_callback.update(state["callback_metrics"])
+        parts = dict(self.module.named_modules()) if self.module is not None else {}
+        for saved in state["entries"]:
+            options = (saved["prog_bar"], saved["logger"], None, None, saved["reduction"])
+            entry = Entry(saved["name"], "", saved["on_step"], saved["on_epoch"], options)
+            entry.options = _RESTORED
+            entry.total, entry.weight, entry.latest = saved["total"], saved["weight"], saved["latest"]
+            entry.fresh = entry.latest is not None
+            entry.metric = parts.get(saved["metric"])
+            self._training()[saved["place"], saved["name"]] = entry
+        if self.module is not None:
+            restore_running_states(self.module, state["metrics"])
 
 
 def numbers(values: dict[Any, Any]) -> dict[str, float]:
@@ -390,6 +469,10 @@ def numbers(values: dict[Any, Any]) -> dict[str, float]:
     else:
         fetched = [value.item() for value in tensors.values()]
     return {**values, **dict(zip(tensors, fetched, strict=True))}
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _wide(value: Any) -> Any:
@@ -409,10 +492,6 @@ def _reduction(name: str, reduce_fx: Any) -> str:
     return known
 
 
-def _is_metric(value: Any) -> bool:
-    return all(callable(getattr(value, method, None)) for method in ("update", "compute", "reset"))
-
-
 def _batch_value(name: str, metric: Any) -> Any:
     """What ``metric`` returned for this batch."""
     value = getattr(metric, "_forward_cache", None)
@@ -422,6 +501,14 @@ def _batch_value(name: str, metric: Any) -> Any:
             f"Call it (metric(preds, target)) instead of metric.update(...), or pass on_step=False, on_epoch=True."
         )
     return value
+
+
+def _caller() -> str:
+    """Name of the function that called ``self.log``."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("leyden."):
+        frame = frame.f_back
+    return frame.f_code.co_name
 
 
 def _one_number(name: str, value: Tensor) -> Tensor:
@@ -435,7 +522,17 @@ def _one_number(name: str, value: Tensor) -> Tensor:
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, dict):
-        raise ValueError(f"self.log({name!r}, value) takes one number, got a dict. Use self.log_dict(value).")
+        raise ValueError(
+            f"self.log({name!r}, value) takes one number, got a dict. Use self.log_dict(value), with a number under "
+            "every name."
+        )
+    if getattr(value, "size", None) == 1 and hasattr(value, "item"):  # NumPy's
+        return float(value.item())
+    if hasattr(value, "shape"):
+        raise ValueError(
+            f"self.log({name!r}, value) takes one number, got a {type(value).__name__} of shape {tuple(value.shape)}. "
+            "Reduce it first, for example with .mean()."
+        )
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise ValueError(
             f"self.log({name!r}, value) takes a number, a tensor with one element or a metric, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -127,10 +128,14 @@ class Run:
     def resolve_hooks(self) -> None:
         """Bind the hooks of callbacks and module, and let callbacks log."""
         self.hooks = resolve(self.trainer, self.module, self.callbacks, LightningModule, self.results)
+        self.let_log()
+        self._resolved_for = list(self.callbacks)
+
+    def let_log(self) -> None:
+        """Give callbacks and all LightningModules in the module their ``self.log``."""
         for owner in () if self.options.barebones else (*self.module.modules(), *self.callbacks):
             if isinstance(owner, LightningModule | Callback):
                 owner.__dict__["_results"] = self.results
-        self._resolved_for = list(self.callbacks)
 
     def resolve_changed_hooks(self) -> None:
         """Bind the hooks anew when somebody has changed the list of callbacks."""
@@ -180,13 +185,12 @@ class Run:
 
     def load_training_data(self) -> None:
         """Ask for the training loader, and count what depends on its length."""
-        source = self.sources["train"]
-        loader = one_loader(source)
-        if self.options.overfit_batches:
-            loader = without_shuffling(loader, source.name)
-        self.train = TrainBatches(
-            loader, source.name, self.options.limit_train_batches, "limit_train_batches", self._transfer
-        )
+        if not hasattr(self, "train"):  # configure_optimizers may have asked for the number of steps
+            source, limit = self.sources["train"], self.options.limit_train_batches
+            loader = one_loader(source)
+            if self.options.overfit_batches:
+                loader = without_shuffling(loader, source.name)
+            self.train = TrainBatches(loader, source.name, limit, "limit_train_batches", self._transfer)
         self.train.load_state_dict(self.loader_state)
         self.validation_interval = self._resolve_validation_interval()
 
@@ -226,8 +230,8 @@ class Run:
         if stage is Stage.SANITY_CHECK:
             steps = self.sanity_steps
             return [
-                Batches(full.loader, "", None if steps == -1 else steps, "num_sanity_val_steps", full.transfer)
-                if steps == -1 or steps < full.count
+                Batches(full.loader, full.where, steps, "num_sanity_val_steps", full.transfer)
+                if -1 < steps < full.count
                 else full
                 for full in self.evaluation(Stage.VALIDATE)
             ]
@@ -235,6 +239,11 @@ class Run:
             kind = KIND[stage]
             source, option = self.sources[kind], f"limit_{kind}_batches"
             loaders = several_loaders(source)
+            if self.fn is Fn.FIT and any(isinstance(loader, GeneratorType) for loader in loaders):
+                raise TypeError(
+                    f"{source.name} gave a generator, which can be read only once, and validation reads it again and "
+                    "again. Give a DataLoader, or list(generator)."
+                )
             if self.options.overfit_batches and kind == "val":
                 loaders = [without_shuffling(loader, source.name) for loader in loaders]
             self._evaluation[stage] = [
@@ -282,8 +291,16 @@ class Run:
             if fire := self.hooks.on_before_optimizer_step:
                 fire(optimizer)
             self.precision.step(optimizer)
+        elif closure is None and self.pending == 0:
+            raise MisconfigurationError(
+                "optimizer.step() was called before there are gradients to step by. In automatic optimization return "
+                "the loss from training_step; Leyden steps. To step yourself set self.automatic_optimization = False "
+                "in __init__. In an overridden optimizer_step call optimizer.step(closure=optimizer_closure)."
+            )
         else:
             result = self.precision.step(optimizer, closure)
+            if self.pending == 0:
+                return result  # the batch was skipped, so there was nothing to step by
         self.state.position.global_step += 1
         return result
 
@@ -311,10 +328,11 @@ def _steps_plainly(optimizer: Optimizer) -> bool:
     That holds for torch's own optimizers but LBFGS, which calls it several times, and while nobody has hooked into
     ``step``. Classes are compared, since ``Optimizer.__init__`` wraps their ``step``.
     """
+    step = vars(optimizer).get("step")  # torch's schedulers wrap it, to know whether it was called
     return (
         type(optimizer).__module__.startswith("torch.optim.")
         and not isinstance(optimizer, LBFGS)
-        and "step" not in vars(optimizer)
+        and (step is None or getattr(step, "__wrapped__", None) is type(optimizer).step)
         and not optimizer._optimizer_step_pre_hooks
         and not torch_optimizer._global_optimizer_pre_hooks
     )

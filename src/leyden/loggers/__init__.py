@@ -16,4 +16,8 @@ __getattr__, __dir__ = lazy_names(
         "Logger": "leyden.loggers.logger",
         "TensorBoardLogger": "leyden.loggers.tensorboard",
     },
+    not_built=dict.fromkeys(
+        ("CometLogger", "LitLogger", "MLFlowLogger", "NeptuneLogger", "WandbLogger"),
+        "Use TensorBoardLogger or CSVLogger; or derive from leyden.loggers.Logger.",
+    ),
 )

@@ -7,16 +7,30 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from leyden.utils.errors import nearest
+from leyden.utils.errors import NotBuiltError, nearest
 
 
-def lazy_names(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make the ``__getattr__`` and ``__dir__`` of a package from ``{public name: module that defines it}``.
+class NotBuiltImportError(NotBuiltError, ImportError):
+    """The code imports something that Lightning has and Leyden has not yet.
 
-    A name equal to its module's last part stands for the module itself.
+    An ImportError, so that ``from package import name`` shows its message, as it does not with an AttributeError's.
+    """
+
+
+def lazy_names(
+    package: str, names: Mapping[str, str], not_built: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Make the ``__getattr__`` and ``__dir__`` of a package.
+
+    Args:
+        package: Its name.
+        names: ``{public name: module that defines it}``; a name equal to its module's last part stands for the module.
+        not_built: ``{name in Lightning: what to use instead}``, for what is not built yet.
     """
 
     def __getattr__(name: str) -> Any:
+        if not_built is not None and name in not_built:
+            raise NotBuiltImportError(f"{package}.{name}", not_built[name])
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}.{nearest(name, names)}")
         module = importlib.import_module(names[name])

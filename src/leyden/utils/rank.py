@@ -30,14 +30,25 @@ def is_rank_zero() -> bool:
     return global_rank() == 0
 
 
-def rank_zero_only(function: Callable[P, R]) -> Callable[P, R | None]:
-    """Make ``function`` do nothing, and return None, on every process but rank 0."""
+class _RankZeroOnly:
+    """The decorator ``rank_zero_only``; an object, because code in the wild reads ``rank_zero_only.rank``."""
 
-    @functools.wraps(function)
-    def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        return function(*args, **kwargs) if is_rank_zero() else None
+    @property
+    def rank(self) -> int:
+        """``global_rank()``."""
+        return global_rank()
 
-    return on_rank_zero
+    def __call__(self, function: Callable[P, R], default: R | None = None) -> Callable[P, R | None]:
+        """Make ``function`` do nothing, and return ``default``, on every process but rank 0."""
+
+        @functools.wraps(function)
+        def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> R | None:
+            return function(*args, **kwargs) if is_rank_zero() else default
+
+        return on_rank_zero
+
+
+rank_zero_only = _RankZeroOnly()
 
 
 @rank_zero_only
