@@ -123,4 +123,3 @@ def run_demo(folder: str, max_epochs: int, seed: int, accelerator: str) -> int:
     print(f"Logs             {shown(logger.log_dir)}")
     print(f"See the curves   tensorboard --logdir {shown(folder)}")
     return 0
-
