@@ -224,7 +224,7 @@ def test_what_is_no_loader_is_refused_before_training(make, error, message):
 
 def test_a_list_of_datasets_is_refused_for_what_it_is():
     refused(TypeError, "which is a Dataset", ValidatedModel(), val=[tiny_data(8), tiny_data(8)])
-    refused(NotBuiltError, "several loaders at once", TinyModel(), train=[tiny_loader(1), tiny_loader(1)])
+    refused(TypeError, "which is a Dataset", TinyModel(), train=[tiny_data(8), tiny_data(8)])
 
 
 @pytest.mark.parametrize("kind", ["train", "val"])
@@ -372,6 +372,9 @@ class WithHelpers(ValidatedModel):
     def set_lr(self) -> None:
         pass
 
+    def prepare_dataset(self) -> None:
+        pass
+
 
 def test_helpers_may_resemble_hooks():
     assert fit(WithHelpers()).global_step == 8
@@ -414,7 +417,11 @@ def test_a_callbacks_hook_of_lightning_1_says_so_too(name):
     ("name", "method", "message"),
     [
         ("training_step", lambda self: None, r"Net\.training_step\(\) must take \(batch\) or \(batch, batch_idx\)"),
-        ("training_step", lambda self, b, i, optimizer_idx: None, r"optimizer_idx\) must take.*manual optimization"),
+        (
+            "training_step",
+            lambda self, b, i, optimizer_idx: None,
+            r"optimizer_idx\) must take.*step_generator",
+        ),
         ("validation_step", lambda self: None, r"Net\.validation_step\(\) must take \(batch\)"),
         ("on_train_batch_end", lambda self: None, r"cannot take the call it will get: .*\(outputs, batch, batch_idx\)"),
         ("on_train_epoch_end", lambda self, outputs: None, r"on_train_epoch_end\(outputs\) cannot take the call"),
@@ -536,8 +543,8 @@ def twin(optimizer: SGD) -> SGD:
         ),
         (
             lambda optimizer: [optimizer, twin(optimizer)],
-            NotBuiltError,
-            r"Automatic optimization with 2 optimizers is not built yet.*self\.automatic_optimization = False",
+            MisconfigurationError,
+            r"2 optimizers without names.*self\.automatic_optimization = False",
         ),
     ],
 )

@@ -100,7 +100,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
     ("log_save_interval", 10, TypeError, "CSVLogger"),
     ("log_gpu_memory", "all", NotBuiltError, "memory_allocated"),
     ("move_metrics_to_cpu", True, TypeError, r"\.cpu\(\)"),
-    ("multiple_trainloader_mode", "min_size", NotBuiltError, "ConcatDataset"),
+    ("multiple_trainloader_mode", "min_size", TypeError, "CombinedLoader"),
     ("stochastic_weight_avg", True, NotBuiltError, "swa_utils"),
     ("auto_lr_find", True, NotBuiltError, "learning rate"),
     ("auto_lr_find", "lr", NotBuiltError, "learning rate"),

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from leyden.core.callback import Callback as Callback
+    from leyden.core.combined import CombinedLoader as CombinedLoader
     from leyden.core.datamodule import LightningDataModule as LightningDataModule
     from leyden.core.module import LightningModule as LightningModule
     from leyden.fabric.fabric import Fabric as Fabric
@@ -18,13 +19,16 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Callback": "leyden.core.callback",
+        "CombinedLoader": "leyden.core.combined",
         "Fabric": "leyden.fabric.fabric",
         "LightningDataModule": "leyden.core.datamodule",
         "LightningModule": "leyden.core.module",
         "Trainer": "leyden.trainer",
         "callbacks": "leyden.callbacks",
+        "demos": "leyden.demos",
         "loggers": "leyden.loggers",
         "seed_everything": "leyden.utils.seed",
+        "utilities": "leyden.utilities",
     },
     not_built={
         "plugins": "For the number type use Trainer(precision=...).",

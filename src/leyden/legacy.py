@@ -170,6 +170,10 @@ _GONE: dict[str, tuple[tuple[Any, ...], str]] = {
     "log_save_interval": ((None, 100), _FLUSHING),
     "flush_logs_every_n_steps": ((None, 100), _FLUSHING),
     "track_grad_norm": ((None, -1), "Log torch.nn.utils.get_total_norm(...) in on_before_optimizer_step."),
+    "multiple_trainloader_mode": (
+        (None, "max_size_cycle"),
+        "Give the loaders as leyden.CombinedLoader(loaders, mode).",
+    ),
     "move_metrics_to_cpu": ((None, False), "Return tensor.cpu() from the steps where they return much."),
 }
 
@@ -180,10 +184,6 @@ _NOT_BUILT: dict[str, tuple[tuple[Any, ...], str]] = {
     "hpus": ((None, 0), _NO_SUCH_DEVICE),
     # Never an argument of Lightning's, though courses list it.
     "min_time": ((None,), "Use min_epochs or min_steps."),
-    "multiple_trainloader_mode": (
-        (None, "max_size_cycle"),
-        "Give one DataLoader over a torch.utils.data.ConcatDataset.",
-    ),
     "log_gpu_memory": ((None, False), "Log torch.cuda.memory_allocated() in a hook."),
     "stochastic_weight_avg": ((None, False), "Use torch.optim.swa_utils in hooks."),
     "auto_lr_find": ((None, False), "Give the optimizer its learning rate."),

@@ -147,8 +147,9 @@ class Trainer(RunViews):
 
         Args:
             model: What to train.
-            train_dataloaders: The training loader: a DataLoader or any iterable of batches; or a datamodule.
-            val_dataloaders: The validation loader, or a list of them.
+            train_dataloaders: The training loader: a DataLoader or any iterable of batches; a collection of them, of
+                which every batch is a collection of batches; a CombinedLoader; or a datamodule.
+            val_dataloaders: The validation loader, or a list of them, or a dict, whose keys name the metrics.
             datamodule: The loaders' home, instead of the two above.
             ckpt_path: Go on from this checkpoint: a path, ``"last"`` or ``"best"``.
             weights_only: False reads arbitrary Python objects from the checkpoint, and runs whatever code it holds.
@@ -187,7 +188,7 @@ class Trainer(RunViews):
 
         Args:
             model: What to validate; None takes the model of the run before, with the weights of its best checkpoint.
-            dataloaders: A loader or a list of them; or a datamodule.
+            dataloaders: A loader; a list of them; a dict of them, whose keys name the metrics; or a datamodule.
             ckpt_path: Load this checkpoint's weights first: a path, ``"best"`` or ``"last"``.
             verbose: Print the metrics as a table.
             datamodule: The loaders' home, instead of ``dataloaders``.
@@ -217,7 +218,7 @@ class Trainer(RunViews):
 
         Args:
             model: What to test; None takes the model of the run before.
-            dataloaders: A loader or a list of them; or a datamodule.
+            dataloaders: A loader; a list of them; a dict of them, whose keys name the metrics; or a datamodule.
             ckpt_path: Load this checkpoint's weights first: a path, ``"best"`` or ``"last"``. Left out, the model that
                 was just fitted is tested with the weights of its best checkpoint, if a ModelCheckpoint has monitored a
                 metric, and one line says so. None tests the weights in memory.
@@ -247,7 +248,7 @@ class Trainer(RunViews):
 
         Args:
             model: What predicts; None takes the model of the run before, with the weights of its best checkpoint.
-            dataloaders: A loader or a list of them; or a datamodule.
+            dataloaders: A loader; a list of them; a dict of them, whose keys name the metrics; or a datamodule.
             datamodule: The loaders' home, instead of ``dataloaders``.
             return_predictions: False keeps nothing, for predictions that a callback writes away.
             ckpt_path: Load this checkpoint's weights first: a path, ``"best"`` or ``"last"``.

@@ -15,6 +15,7 @@ from leyden.callbacks.early_stopping import EarlyStopping
 from leyden.callbacks.model_checkpoint import Checkpoint
 from leyden.callbacks.progress import ProgressBar
 from leyden.core.callback import Callback
+from leyden.core.combined import CombinedLoader
 from leyden.core.module import LightningModule
 from leyden.core.optimizers import LRSchedulerConfig
 from leyden.core.run import Run
@@ -215,9 +216,10 @@ class RunViews:
 
     @property
     def train_dataloader(self) -> Any:
-        """The training loader; None until fit has asked for it."""
+        """The training loader, or the collection of them as it was given; None until fit has asked for it."""
         run = self._run
-        return run.train.loader if run is not None and hasattr(run, "train") else None
+        loader = run.train.loader if run is not None and hasattr(run, "train") else None
+        return loader.iterables if isinstance(loader, CombinedLoader) else loader
 
     @property
     def num_training_batches(self) -> int | float:

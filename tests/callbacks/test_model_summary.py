@@ -32,7 +32,7 @@ def test_it_goes_as_deep_as_asked_and_shows_sizes(capsys):
     model = TinyModel()
     model.example_input_array = torch.zeros(3, FEATURES)
     fit(model, ModelSummary(max_depth=-1))
-    assert "│ net.2 │     Linear │        330 │ train │ [3, 32] │ [3, 10] │" in capsys.readouterr().out
+    assert "│ net.2 │     Linear │        330 │ train │ 1,920 │ [3, 32] │ [3, 10] │" in capsys.readouterr().out
 
 
 def test_training_is_the_same_with_it_and_without_it():

@@ -682,6 +682,32 @@ def test_a_loader_with_a_state_is_not_read_to_find_its_place():
     assert read_batches == [4, 5]
 
 
+def without_ours(loader_states):
+    """Make saved.ckpt what Lightning would have written."""
+    checkpoint = read("saved.ckpt")
+    del checkpoint["leyden"]
+    checkpoint["loops"]["fit_loop"]["state_dict"] = {"combined_loader": loader_states} if loader_states else {}
+    torch.save(checkpoint, "saved.ckpt")
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_loader_with_a_state_that_the_checkpoint_lacks_is_read_to_its_place(kind):
+    whole, _ = run(loader=lambda: tiny_loader(5), saver=Saves(7))
+    resumed, _ = run(loader=LOADERS[kind], path="saved.ckpt")
+    assert resumed.seen == whole.seen[7:]
+    without_ours([])
+    resumed, _ = run(loader=LOADERS[kind], path="saved.ckpt")
+    assert resumed.seen == whole.seen[7:]
+
+
+def test_a_loader_gets_the_state_that_lightning_has_kept():
+    whole, _ = run(loader=lambda: Stateful(sized=True), saver=Saves(7))
+    without_ours([{"next": 2, "passes": 1}])
+    resumed, end = run(loader=lambda: Stateful(sized=True), path="saved.ckpt")
+    assert resumed.seen == whole.seen[7:]
+    assert end["leyden"]["loader"]["loader"] == {"next": 0, "passes": 4}
+
+
 # Accumulation.
 
 

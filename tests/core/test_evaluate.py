@@ -49,9 +49,9 @@ def test_several_loaders_return_a_dict_each_with_the_loaders_index_in_the_names(
     assert found == [{"x/dataloader_idx_0": 0.0}, {"x/dataloader_idx_1": 10.5}]
 
 
-def test_loaders_may_be_in_a_dict():
+def test_loaders_in_a_dict_give_the_names_their_keys():
     found = bare().test(Mean(), {"clean": numbered(2), "noisy": numbered(2, first=10)}, verbose=False)
-    assert found == [{"x/dataloader_idx_0": 0.0}, {"x/dataloader_idx_1": 10.0}]
+    assert found == [{"x/clean": 0.0}, {"x/noisy": 10.0}]
 
 
 def test_a_list_of_ready_batches_is_one_loader():
@@ -363,9 +363,9 @@ def test_step_values_of_every_loader_have_their_own_axis():
     logger = Memory()
     bare(logger=logger).test(Model(), [numbered(1), numbered(1, 1, first=5)], verbose=False)
     assert logger.sent == [
-        (0, {"x/dataloader_idx_0": 0.0, "epoch": 0}),
-        (0, {"x/dataloader_idx_1": 5.0, "epoch": 0}),
-        (1, {"x/dataloader_idx_1": 6.0, "epoch": 0}),
+        (0, {"x/dataloader_idx_0": 0.0}),
+        (0, {"x/dataloader_idx_1": 5.0}),
+        (1, {"x/dataloader_idx_1": 6.0}),
     ]
 
 

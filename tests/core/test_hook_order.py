@@ -326,7 +326,7 @@ class SkipsFromTheSecondBatch(Plain):
 
 
 def test_minus_one_from_on_train_batch_start_ends_the_epoch_and_steps_the_scheduler_by_epoch_alone():
-    def epoch(number: int) -> str:
+    def epoch(number: int) -> str:  # Lightning steps the scheduler by step too, though the optimizer did not step
         return f"""
             C M on_train_epoch_start
             {batch(0, epoch=number)}
@@ -358,7 +358,7 @@ class IsInterrupted(Plain):
 
 
 @pytest.mark.parametrize(("model", "error"), [(Fails, ArithmeticError), (IsInterrupted, KeyboardInterrupt)])
-def test_after_an_exception_teardown_is_called_too(model, error):
+def test_after_an_exception_teardown_is_called_too(model, error):  # in Lightning it is not
     assert record(model=model, raises=error) == written_out(
         BEFORE_FIT,
         "D train_dataloader",
@@ -479,6 +479,7 @@ def test_a_monitoring_callback_hears_of_the_epochs_end_after_the_module():
     )
 
 
+# Lightning writes in the midst of the hooks, where the callback that saves has its place among them.
 SAVED = """
     D C state_dict
     C M on_save_checkpoint

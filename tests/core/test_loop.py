@@ -14,7 +14,7 @@ from leyden import Callback, LightningDataModule
 from leyden.callbacks import ModelCheckpoint
 from leyden.core.optimizers import SteppingOptimizer
 from leyden.loggers.logger import Logger
-from leyden.utils.errors import LeydenWarning, MisconfigurationError, NotBuiltError
+from leyden.utils.errors import LeydenWarning, MisconfigurationError
 from recording import Manual, Plain, bare, ones
 
 
@@ -327,11 +327,6 @@ def test_a_generator_works_for_one_epoch_and_is_refused_in_the_next():
         trained(Noting(), batches(), max_epochs=2)
 
 
-def test_several_training_loaders_are_not_built_yet():
-    with pytest.raises(NotBuiltError, match="ConcatDataset"):
-        trained(Noting(), [ones(1), ones(2)])
-
-
 class BatchEnds(Callback):
     """Notes the index and the outputs of every batch whose end it hears of."""
 
@@ -481,6 +476,21 @@ def test_with_accumulation_only_batches_that_stepped_count():
     ]
 
 
+def test_in_manual_optimization_every_batch_counts_once_however_many_optimizers_step():
+    class Two(Manual):
+        def configure_optimizers(self):
+            return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
+
+        def training_step(self, batch, batch_idx):
+            self.log("t", float(batch_idx))
+            for optimizer in self.optimizers():
+                self.manual_backward(self.layer(batch).mean())
+                optimizer.step()
+
+    trained(Two(), logger=(logger := Memory()), log_every_n_steps=2)
+    assert logger.sent == [(1, {"t": 1.0, "epoch": 0}), (3, {"t": 3.0, "epoch": 0})]
+
+
 def test_log_every_n_steps_of_0_sends_the_epochs_values_alone():
     trained(Logging(), logger=(logger := Memory()), log_every_n_steps=0)
     assert logger.sent == [(3, {"t_epoch": 1.5, "epoch": 0})]
@@ -535,6 +545,33 @@ def test_every_window_has_the_mean_gradient_of_its_batches_the_short_one_too(mak
     model.seen_gradients = []
     trained(model, make(10), accumulate_grad_batches=4)
     assert model.seen_gradients == [1.0, 1.0, 1.0]
+
+
+def test_a_window_that_is_broken_off_leaves_no_gradient_to_the_next_epoch():
+    class BreaksOff(Noting):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if self.current_epoch == 0 and batch_idx == 1 else None
+
+        def on_before_optimizer_step(self, optimizer):
+            self.gradient = self.layer.bias.grad.item()
+
+    model = BreaksOff()
+    trainer = trained(model, ones(2), accumulate_grad_batches=2, max_epochs=2)
+    assert (trainer.global_step, model.gradient) == (1, 1.0)
+
+
+def test_a_checkpoint_asked_for_in_mid_window_is_written_when_the_window_is_full(tmp_path):
+    written = []
+
+    class Asks(Noting):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            if batch_idx == 0:
+                path = str(tmp_path / "asked.ckpt")
+                self.trainer.request_checkpoint(path, written=lambda _: written.append(self.trainer.global_step))
+            assert written == ([1] if batch_idx > 1 else [])
+
+    trained(Asks(), accumulate_grad_batches=2)
+    assert written == [1]
 
 
 def test_the_window_may_be_changed_in_mid_run():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from leyden.core.optimizers import SteppingOptimizer, uniform
-from leyden.utils.errors import LeydenWarning, MisconfigurationError, NotBuiltError
+from leyden.utils.errors import LeydenWarning, MisconfigurationError
 from recording import Manual, Plain, bare, ones
 
 
@@ -204,6 +205,17 @@ def test_a_scheduler_of_ones_own_needs_no_more_than_step_and_a_state():
     assert rate(trained(Configured(lambda optimizer: (optimizer, Own(optimizer))), max_epochs=2)) == 0.01
 
 
+def test_a_scheduler_adds_no_frame_between_the_loop_and_the_step():
+    class Model(Configured):
+        def training_step(self, batch, batch_idx):
+            self.files = [frame.filename for frame in traceback.extract_stack()]
+            return super().training_step(batch, batch_idx)
+
+    model = Model(halving())
+    trained(model)
+    assert not [name for name in model.files if "torch/optim" in name]  # they wrap step, but do not need the closure
+
+
 def test_in_manual_optimization_schedulers_are_the_steps_own_business():
     class Model(Manual):
         def on_train_epoch_end(self):
@@ -371,6 +383,6 @@ def test_no_optimizer_trains_nothing_and_says_so():
     assert trainer.state.position.batch_total == 5
 
 
-def test_several_optimizers_need_manual_optimization():
-    with pytest.raises(NotBuiltError, match=r"with 2 optimizers.*automatic_optimization = False"):
+def test_several_optimizers_need_names_or_manual_optimization():
+    with pytest.raises(MisconfigurationError, match=r"2 optimizers without names.*automatic_optimization = False"):
         trained(Configured(lambda optimizer: [optimizer, optimizer]))

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
@@ -127,7 +128,7 @@ def test_elsewhere_values_go_by_epoch_unless_told(hook):
 
 @pytest.mark.parametrize("hook", ["validation_step", "on_validation_batch_end", "test_step", "on_test_batch_start"])
 def test_evaluation_batches_may_log_by_step_on_an_axis_of_their_own(hook):
-    assert run_all(logs_in(hook, on_step=True, on_epoch=False)).of("v") == [(0, 1.0), (1, 1.0)]
+    assert run_all(logs_in(hook, on_step=True, on_epoch=False)).sent == [(0, {"v": 1.0}), (1, {"v": 1.0})]
 
 
 def test_in_what_a_module_overrides_of_the_step_values_go_by_step_too():
@@ -550,6 +551,32 @@ def test_a_metric_is_not_computed_for_an_epoch_in_which_it_is_not_logged():
     assert kept.of("count") == [(1, 32.0), (5, 32.0)]
 
 
+@pytest.mark.parametrize(
+    ("value", "what"), [(torch.zeros(2, 2), r"a tensor of shape \(2, 2\)"), ({"map": torch.ones(())}, "a dict")]
+)
+def test_a_metric_that_comes_to_more_than_one_number_is_refused(value, what):
+    metric = Count()
+    metric.compute = lambda: value
+
+    def said(m, batch, i):
+        metric.update(batch)
+        m.log("v", metric)
+
+    with pytest.raises(MisconfigurationError, match=rf"self.log\('v', metric\): Count comes to {what}"):
+        validate(said)
+
+
+def test_a_metric_may_come_to_a_python_number():
+    metric = Count()
+    metric.compute = lambda: metric.count
+
+    def said(m, batch, i):
+        metric.update(batch)
+        m.log("v", metric)
+
+    assert validate(said) == [{"v": 32.0}]
+
+
 def test_a_metric_that_is_logged_by_step_alone_is_reset_too():
     metric = Count()
 
@@ -626,10 +653,14 @@ def test_the_bar_gets_what_is_meant_for_it_and_after_validation_its_values_too()
         def on_train_batch_end(self, trainer, *args):
             seen.append(trainer.progress_bar_metrics)
 
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.log("end", 3.0, prog_bar=True)
+            seen.append(trainer.progress_bar_metrics)
+
     trainer = trainer_with(callbacks=[Looks()], val_check_interval=1)
     trainer.fit(Both(), tiny_loader(2), tiny_loader(1))
-    assert seen == [{"t": 0.0}, {"t": 1.0, "v": 5.0}]
-    assert trainer.progress_bar_metrics == {"t": 1.0, "v": 5.0}
+    assert seen == [{"t": 0.0}, {"t": 1.0, "v": 5.0}, {"t": 1.0, "v": 5.0, "end": 3.0}]
+    assert trainer.progress_bar_metrics == {"t": 1.0, "v": 5.0, "end": 3.0}
 
 
 def test_logged_metrics_are_what_was_sent():
@@ -770,13 +801,23 @@ def test_barebones_logs_nothing_and_says_so():
 # What it costs.
 
 
-class Syncs(TorchDispatchMode):
-    """Counts how often a value is fetched from the device."""
+class Scalars(TorchDispatchMode):
+    """Counts how often one value is fetched from the device."""
 
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+class Lists(TorchFunctionMode):
+    """Counts how often many values are fetched together."""
+
+    count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.Tensor.tolist
         return func(*args, **kwargs or {})
 
 
@@ -788,7 +829,7 @@ def test_between_flushes_no_value_leaves_the_device():
             self.log("end", outputs["loss"], on_epoch=True, reduce_fx="max")
 
     def said(m, batch, i):
-        counts.append(syncs.count)
+        counts.append(scalars.count + lists.count)
         loss = m.loss(batch)
         m.log("mean", loss, prog_bar=True, on_step=True, on_epoch=True)
         m.log("sum", loss, reduce_fx="sum", on_epoch=True)
@@ -800,7 +841,7 @@ def test_between_flushes_no_value_leaves_the_device():
     model.accuracy = MulticlassAccuracy(10)
     model.accuracy.update(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
     trainer = trainer_with(Kept(), log_every_n_steps=4)
-    with Syncs() as syncs:
+    with Scalars() as scalars, Lists() as lists:
         trainer.fit(model, tiny_loader(12))
     flushes = [later - earlier for earlier, later in pairwise(counts)]
     assert [flush > 0 for flush in flushes] == [batch in (3, 7) for batch in range(11)]

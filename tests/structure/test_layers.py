@@ -24,6 +24,8 @@ RANK = {
     "cli": 5,
     "report": 5,
     "sweep": 5,
+    "utilities": 5,
+    "demos": 5,
     "compat": 6,
     "__main__": 6,
 }

@@ -1,4 +1,4 @@
-"""summarize: a module's layers, their parameters and sizes, and that looking changes nothing."""
+"""summarize: a module's layers, their parameters, sizes and FLOPs, and that looking changes nothing."""
 
 from __future__ import annotations
 
@@ -38,20 +38,22 @@ def test_it_reads_as_a_table():
     net.norm.requires_grad_(False).eval()
     assert str(summarize(net)) == "\n".join(
         [
-            "┌───────────┬─────────────┬────────────┬───────┬─────────┬─────────┐",
-            "│ name      │        type │ parameters │  mode │      in │     out │",
-            "├───────────┼─────────────┼────────────┼───────┼─────────┼─────────┤",
-            "│ net       │  Sequential │      1,386 │ train │ [2, 32] │ [2, 10] │",
-            "│ norm      │ BatchNorm1d │         20 │  eval │ [2, 10] │ [2, 10] │",
-            "│ (its own) │         Net │          3 │ train │         │         │",
-            "└───────────┴─────────────┴────────────┴───────┴─────────┴─────────┘",
+            "┌───────────┬─────────────┬────────────┬───────┬───────┬─────────┬─────────┐",
+            "│ name      │        type │ parameters │  mode │ FLOPs │      in │     out │",
+            "├───────────┼─────────────┼────────────┼───────┼───────┼─────────┼─────────┤",
+            "│ net       │  Sequential │      1,386 │ train │ 5,376 │ [2, 32] │ [2, 10] │",
+            "│ norm      │ BatchNorm1d │         20 │  eval │     0 │ [2, 10] │ [2, 10] │",
+            "│ (its own) │         Net │          3 │ train │       │         │         │",
+            "└───────────┴─────────────┴────────────┴───────┴───────┴─────────┴─────────┘",
             "Parameters: 1,409 (1,389 trainable, 20 frozen), 0.006 MB",
             "Modules: 5 (4 in train mode, 1 in eval mode)",
+            "FLOPs: 5,376 in one forward pass of the example",
         ]
     )
 
 
-def test_without_an_example_there_are_no_sizes():
+def test_without_an_example_there_are_no_sizes_and_no_flops():
+    assert summarize(nn.Linear(2, 2)).total_flops is None
     assert str(summarize(nn.Sequential(nn.Linear(2, 2)))).splitlines()[1] == "│ name │   type │ parameters │  mode │"
 
 
@@ -179,10 +181,74 @@ def test_keyword_arguments_count_as_inputs():
     assert by_name(Outer())["inner"].in_size == "[[2, 3], [3]]"
 
 
-def test_a_layer_that_is_not_called_has_no_sizes():
+def test_a_layer_that_is_not_called_has_no_sizes_and_no_flops():
     net = Net(torch.zeros(2, 32))
     net.unused = nn.Linear(1, 1)
-    assert (by_name(net)["unused"].in_size, by_name(net)["unused"].out_size) == ("", "")
+    unused = by_name(net)["unused"]
+    assert (unused.in_size, unused.out_size, unused.flops) == ("", "", None)
+
+
+def test_flops_are_those_of_all_calls_at_every_level():
+    class Twice(nn.Module):
+        example_input_array = torch.zeros(3, 4)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.block(self.block(x))) @ torch.ones(2, 5)
+
+    table = summarize(Twice(), -1)
+    block, head, product = 2 * 3 * 4 * 4, 2 * 3 * 4 * 2, 2 * 3 * 2 * 5
+    assert {layer.name: layer.flops for layer in table.layers} == {
+        "block": 2 * block,
+        "block.0": 2 * block,
+        "block.1": 0,
+        "head": head,
+    }
+    assert table.total_flops == 2 * block + head + product
+
+
+def test_a_layer_that_calls_itself_counts_once():
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor, levels: int = 2) -> Tensor:
+            return self.linear(x) if levels == 0 else self(self.linear(x), levels - 1)
+
+    module = nn.Sequential(Deep())
+    module.example_input_array = torch.zeros(1, 2)
+    assert by_name(module)["0"].flops == 3 * 2 * 2 * 2
+
+
+def test_flops_of_attention_and_recurrent_layers_count():
+    class Words(nn.Module):
+        example_input_array = torch.zeros(1, 3, 4)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+            self.read = nn.LSTM(4, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.read(self.attend(x))
+
+    layers = by_name(Words())
+    assert layers["attend"].flops == 2 * 3 * (4 * 4 * 4 + 2 * 3 * 4 + 2 * 4 * 8)
+    assert layers["read"].flops == 2 * 3 * 2 * 16 * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_layers_cannot_be_watched_and_the_others_are():
+    module = nn.Sequential(torch.jit.script(nn.Linear(4, 3)), nn.Linear(3, 2))
+    module.example_input_array = torch.zeros(2, 4)
+    table = summarize(module)
+    assert [(layer.in_size, layer.flops) for layer in table.layers] == [("", None), ("[2, 3]", 24)]
+    assert table.total_flops == 48 + 24
 
 
 def test_the_example_takes_the_place_and_the_type_of_the_parameters():
@@ -210,6 +276,7 @@ def test_looking_changes_nothing():
     assert {name: module.training for name, module in net.named_modules()} == modes
     assert all(torch.equal(value, values[name]) for name, value in net.state_dict().items())
     assert (len(net.net._forward_hooks), len(net.norm._forward_hooks)) == (hooks, 0)
+    assert not net.net._forward_pre_hooks
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
@@ -241,8 +308,8 @@ def test_an_example_that_fails_is_a_warning_and_the_rest_is_shown():
     net = Net(torch.zeros(2, 31))
     with pytest.warns(LeydenWarning, match=r"Net could not be called.*RuntimeError.*31.*\[LD120\]"):
         table = summarize(net)
-    assert table.total_parameters == 1409
-    assert net.training and not net.net._forward_hooks
+    assert (table.total_parameters, table.total_flops) == (1409, None)
+    assert net.training and not net.net._forward_hooks and not net.net._forward_pre_hooks
 
 
 def test_nothing_is_compiled_for_it():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
+from types import GeneratorType
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
+from leyden.core.combined import CombinedLoader, Mode, check_loader, is_stateful, keeps_its_length, size_of
 from leyden.core.datamodule import LightningDataModule
 from leyden.core.hooks import overrides, takes
 from leyden.core.state import Position, RunState
-from leyden.utils.errors import MisconfigurationError, NotBuiltError, warn
+from leyden.utils.errors import MisconfigurationError, warn
 from leyden.utils.seed import rng_state, set_rng_state
 from leyden.utils.tree import move_data_to_device
 
@@ -62,28 +65,44 @@ class Batches:
         count: Batches that a pass takes; ``inf`` when that is not known before the end.
         is_last: The batch handed out last is the last one of the pass.
         evaluated: Batches evaluated in all passes of this run: the x-axis of what is logged by step in evaluation.
+        name: What follows ``/`` in the names of its metrics where there are several loaders.
+        knows_its_place: A loader that keeps a state goes on by itself; False where a checkpoint has no state of it.
     """
 
+    knows_its_place = True
+
     def __init__(
-        self, loader: Any, where: str, limit: int | float | None, option: str, transfer: Transfer | None
+        self, loader: Any, where: str, limit: int | float | None, option: str, transfer: Transfer | None, name: str = ""
     ) -> None:
-        _check_loader(loader, where)
+        for member, place in _members(loader, where):
+            check_loader(member, place)
+            if limit != 0 and size_of(member) == 0:
+                raise MisconfigurationError(f"{place} is empty: it has no batches. Check its dataset, and drop_last.")
         self.loader: Any = loader
+        self.name = name
         self.where = where
         self.transfer = transfer
         self.is_last = False
         self.evaluated = 0
-        size = _size(loader)
-        if size == 0 and limit != 0:
-            raise MisconfigurationError(f"{where} is empty: it has no batches. Check its dataset, and drop_last.")
+        size = size_of(loader)
         self.count = _limited(size, limit, where, option)
         self._whole = self.count == size
         # A length is a promise that iterable datasets often break; then one batch is read ahead to see the end.
-        self._known = size is not None and _keeps_its_length(loader)
+        self._known = size is not None and keeps_its_length(loader)
 
     def run(self, dataloader_idx: int = 0) -> Iterator[Any]:
         """One pass."""
-        return self._hand_out(iter(self.loader), dataloader_idx, 0)
+        return self._hand_out(self._begin(), dataloader_idx, 0)
+
+    def _begin(self, done: int = 0) -> Iterator[Any]:
+        """The batches of a pass behind the first ``done``."""
+        if isinstance(self.loader, CombinedLoader):
+            return self.loader.batches(done)
+        iterator: Iterator[Any] = iter(self.loader)
+        if not (self.knows_its_place and is_stateful(self.loader)):
+            for _ in islice(iterator, done):
+                pass
+        return iterator
 
     def _hand_out(self, iterator: Iterator[Any], dataloader_idx: int, done: int) -> Iterator[Any]:
         """What is left of a pass of which ``done`` batches are over, and gone from ``iterator``."""
@@ -120,10 +139,11 @@ class TrainBatches(Batches):
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell every sampler which epoch this is, so that it can order its data by it."""
-        for holder in (self.loader, getattr(self.loader, "batch_sampler", None)):
-            sampler = getattr(holder, "sampler", None)
-            if callable(set_epoch := getattr(sampler, "set_epoch", None)):
-                set_epoch(epoch)
+        for loader, _ in _members(self.loader):
+            for holder in (loader, getattr(loader, "batch_sampler", None)):
+                sampler = getattr(holder, "sampler", None)
+                if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                    set_epoch(epoch)
 
     def rest_of_epoch(self, position: Position, state: RunState) -> Iterator[Any]:
         """The batches from ``position.batch`` on, in the order that was drawn when the epoch began.
@@ -137,18 +157,16 @@ class TrainBatches(Batches):
         else:
             set_rng_state(state.epoch_rng)
             self._set_generators(self._epoch_generators or [])
-        iterator = iter(self.loader)
+        iterator = self._begin(position.batch)
+        self.knows_its_place = True
         if position.batch:
-            if not _is_stateful(self.loader):  # such a loader was given its own place back already
-                for _ in islice(iterator, position.batch):
-                    pass
             set_rng_state(now)
             self._set_generators(generators)
         return self._hand_out(iterator, 0, position.batch)
 
     def before_reading_ahead(self) -> None:
         """Remember the loader's state of now: a batch that is only read ahead is not done."""
-        if _is_stateful(self.loader):
+        if is_stateful(self.loader):
             self._state_before_reading = self.loader.state_dict()
 
     def state_dict(self, in_epoch: bool) -> dict[str, Any]:
@@ -158,7 +176,7 @@ class TrainBatches(Batches):
             in_epoch: The epoch is not over.
         """
         state: dict[str, Any] = {"generators": self._generator_states(), "epoch_generators": self._epoch_generators}
-        if _is_stateful(self.loader):
+        if is_stateful(self.loader):
             ahead = self._state_before_reading if in_epoch else None
             state["loader"] = self.loader.state_dict() if ahead is None else ahead
         return state
@@ -167,14 +185,17 @@ class TrainBatches(Batches):
         """Give loader and generators their states back."""
         self._set_generators(state.get("generators", []))
         self._epoch_generators = state.get("epoch_generators")
-        if "loader" in state and _is_stateful(self.loader):
+        self.knows_its_place = "loader" in state or not state
+        if "loader" in state and is_stateful(self.loader):
             self.loader.load_state_dict(state["loader"])
 
     def _generators(self) -> list[torch.Generator]:
         """The generators that the loader and its samplers draw from, where they have their own."""
-        batch_sampler = getattr(self.loader, "batch_sampler", None)
-        samplers = (getattr(self.loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-        found = [getattr(holder, "generator", None) for holder in (self.loader, *samplers)]
+        found = []
+        for loader, _ in _members(self.loader):
+            batch_sampler = getattr(loader, "batch_sampler", None)
+            samplers = (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+            found += [getattr(holder, "generator", None) for holder in (loader, *samplers)]
         return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
 
     def _generator_states(self) -> list[torch.Tensor]:
@@ -185,28 +206,12 @@ class TrainBatches(Batches):
             generator.set_state(state)
 
 
-def _check_loader(loader: Any, where: str) -> None:
-    """Refuse what is no loader, though Python may be able to iterate over it."""
-    kind = type(loader).__name__
-    if isinstance(loader, type):
-        raise TypeError(f"{where} gave the class {loader.__name__}. Make an instance: {loader.__name__}(...).")
-    # Hugging Face's datasets are not torch's, but are read in the same way.
-    if isinstance(loader, Dataset) != isinstance(loader, IterableDataset) or hasattr(loader, "__getitems__"):
-        raise TypeError(
-            f"{where} gave a {kind}, which is a Dataset: one by one, its samples are no batches. Wrap it: "
-            "DataLoader(dataset, batch_size=32), or batch_size=None if its items are batches already."
-        )
-    if isinstance(loader, str | bytes | torch.Tensor) or hasattr(loader, "__array__"):
-        shape = f" of shape {tuple(loader.shape)}" if hasattr(loader, "shape") else f", {loader!r}"
-        raise TypeError(
-            f"{where} gave a {kind}{shape}, which is no loader. Give a DataLoader, such as "
-            "DataLoader(TensorDataset(x, y), batch_size=32)."
-        )
-    if not isinstance(loader, Iterable):
-        raise TypeError(
-            f"{where} gave {loader!r}, of type {kind}, which cannot be iterated over. "
-            "Give a DataLoader, or any iterable of batches."
-        )
+def _members(loader: Any, where: str = "") -> list[tuple[Any, str]]:
+    """The loaders of which ``loader`` is made, and where they come from."""
+    if not isinstance(loader, CombinedLoader):
+        return [(loader, where)]
+    places = [f"{where}, loader {name!r}," if name else where for name in loader.names]
+    return list(zip(loader.flattened, places, strict=True))
 
 
 def _read_ahead(iterator: Iterator[Any], batches: Batches) -> Iterator[Any]:
@@ -219,24 +224,6 @@ def _read_ahead(iterator: Iterator[Any], batches: Batches) -> Iterator[Any]:
             batches.is_last = True
         yield ahead
         ahead = following
-
-
-def _size(loader: Any) -> int | None:
-    """Batches in ``loader``; None when it does not say."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
-
-
-def _keeps_its_length(loader: Any) -> bool:
-    if isinstance(loader, DataLoader):
-        return not isinstance(loader.dataset, IterableDataset)
-    return isinstance(loader, list | tuple | Mapping)
-
-
-def _is_stateful(loader: Any) -> bool:
-    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))
 
 
 def _limited(size: int | None, limit: int | float | None, where: str, option: str) -> int | float:
@@ -264,16 +251,24 @@ def one_loader(source: Source) -> Any:
     loader = source.load()
     if loader is None:
         raise MisconfigurationError(f"{source.name} returned None. Return a DataLoader, or any iterable of batches.")
-    if isinstance(loader, Mapping) or (isinstance(loader, list | tuple) and _are_loaders(loader)):
-        raise NotBuiltError(
-            f"Training on several loaders at once ({source.name} gave a {type(loader).__name__} of them)",
-            "Give one DataLoader over a torch.utils.data.ConcatDataset.",
-        )
+    if isinstance(loader, Mapping) or _are_loaders(loader):
+        loader = _combined(loader, "max_size_cycle", source)
+    if isinstance(loader, CombinedLoader):
+        _check_combination(loader, source.name)
+        if loader.mode == "sequential":
+            raise MisconfigurationError(
+                f"{source.name} gave a CombinedLoader(mode='sequential'), and a training step takes a batch of each "
+                "loader. Use 'max_size_cycle', 'max_size' or 'min_size'; to train on one after the other give a "
+                "DataLoader over a torch.utils.data.ConcatDataset."
+            )
     return loader
 
 
-def several_loaders(source: Source) -> list[Any]:
-    """The loaders of ``source`` for validation, test or prediction, in order."""
+def several_loaders(source: Source) -> dict[str, Any]:
+    """The loaders of ``source`` for validation, test or prediction, in order, by the names they give to metrics.
+
+    Those are the keys where the loaders are in a mapping.
+    """
     given = source.load()
     if given is None:
         raise MisconfigurationError(f"{source.name} returned None. Return a DataLoader, or a list of them.")
@@ -282,24 +277,75 @@ def several_loaders(source: Source) -> list[Any]:
             f"{source.name} gave an empty {type(given).__name__}: there is no loader in it. Leave it out, or give a "
             f"loader. Trainer(limit_{source.kind}_batches=0) passes over the loaders that are there."
         )
-    if isinstance(given, Mapping):
-        return list(given.values())
-    return list(given) if isinstance(given, list | tuple) and _are_loaders(given) else [given]
+    if isinstance(given, Mapping) or _are_loaders(given):
+        given = _combined(given, "sequential", source)
+    if isinstance(given, CombinedLoader):
+        _check_combination(given, source.name)
+        if given.mode == "sequential":
+            return _by_name(given, source.name)
+        if source.kind == "predict":
+            raise MisconfigurationError(
+                f"{source.name} gave a CombinedLoader(mode={given.mode!r}), and predictions are made loader by loader. "
+                "Use the mode 'sequential', or give the loaders without CombinedLoader."
+            )
+    return {_numbered(0): given}
 
 
-def _are_loaders(given: Iterable[Any]) -> bool:
-    """True for a collection of loaders, False for a collection of ready batches, which is a loader itself.
+def _numbered(index: int) -> str:
+    return f"dataloader_idx_{index}"
+
+
+def _by_name(loader: CombinedLoader, where: str) -> dict[str, Any]:
+    names = loader.names
+    if not isinstance(loader.iterables, Mapping):
+        names = [_numbered(index) for index in range(len(names))]
+    elif twice := sorted({name for name in names if names.count(name) > 1}):
+        raise MisconfigurationError(f"{where} gave two loaders under the name {twice[0]!r}. Give each its own key.")
+    return dict(zip(names, loader.flattened, strict=True))
+
+
+def _combined(given: Any, mode: Mode, source: Source) -> CombinedLoader:
+    try:
+        return CombinedLoader(given, mode)
+    except (TypeError, MisconfigurationError) as error:
+        raise type(error)(f"{source.name}: {error}") from None
+
+
+def _check_combination(loader: CombinedLoader, where: str) -> None:
+    if loader.limits is not None:
+        raise MisconfigurationError(
+            f"{where} gave a CombinedLoader with limits={loader.limits!r}, which the Trainer does not look at. "
+            "Use Trainer(limit_val_batches=...) and its like."
+        )
+    for member, place in _members(loader, where):
+        if isinstance(member, GeneratorType):
+            raise TypeError(
+                f"{place} is a generator, which can be read only once. Give a DataLoader, or list(generator)."
+            )
+
+
+def _are_loaders(given: Any) -> bool:
+    """True for a collection of loaders, False for a loader, such as a collection of ready batches.
 
     Datasets count as loaders, to be refused as such.
     """
-    given = list(given)
-    return bool(given) and all(
-        isinstance(item, DataLoader | Dataset) or _size(getattr(item, "dataset", None)) for item in given
-    )
+    if isinstance(given, list | tuple | Mapping):
+        items = list(given.values() if isinstance(given, Mapping) else given)
+        return bool(items) and all(map(_is_loader, items))
+    return False
+
+
+def _is_loader(item: Any) -> bool:
+    loader = isinstance(item, DataLoader | Dataset | CombinedLoader) or size_of(getattr(item, "dataset", None))
+    return bool(loader) or _are_loaders(item)
 
 
 def without_shuffling(loader: Any, where: str) -> Any:
     """``loader`` in a fixed order, for ``overfit_batches``."""
+    if isinstance(loader, CombinedLoader):
+        in_order = copy.copy(loader)
+        in_order.flattened = [without_shuffling(member, place) for member, place in _members(loader, where)]
+        return in_order
     if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, RandomSampler):
         return loader
     warn("LD030", f"overfit_batches: {where} shuffles, so it is read in order instead, the same batches every epoch.")

@@ -321,4 +321,6 @@ def _restore_lightning_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     position.batch = batches.get("current", {}).get("processed", 0) if mid_epoch else 0
     position.batch_total = batches.get("total", {}).get("processed", 0)
     position.stepped_batches = loop.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", position.global_step)
+    states = loop.get("state_dict", {}).get("combined_loader", [])
+    run.loader_state = {"loader": states[0]} if len(states) == 1 else {"generators": []}
     say(f"Resuming from {run.trainer.ckpt_path}, which Lightning wrote: epoch {position.epoch}.")

@@ -56,8 +56,8 @@ def ready_to_validate(run: Run) -> None:
     """Ask for the validation loaders now, so that what is wrong with them or the step shows before training."""
     if run.validates:
         with isolate_rng():
-            loaders = len(run.evaluation(Stage.VALIDATE))
-        _step_of(run, WORD[Stage.VALIDATE], loaders > 1)
+            loaders = [batches.name for batches in run.evaluation(Stage.VALIDATE)]
+        _step_of(run, WORD[Stage.VALIDATE], len(loaders) > 1)
         check_loaders_of_monitors(run, loaders)
 
 
@@ -108,7 +108,7 @@ def _evaluate(run: Run, stage: Stage, predictions: list[list[Any]] | None = None
     if fire := getattr(hooks, f"on_{word}_epoch_start"):
         fire()
     for index, batches in enumerate(loaders):
-        results.enter(stage, f"/dataloader_idx_{index}" if several else "")
+        results.enter(stage, f"/{batches.name}" if several else "")
         results.hook = f"{word}_step"
         kept: list[Any] | None = None
         if predictions is not None:
@@ -121,7 +121,7 @@ def _evaluate(run: Run, stage: Stage, predictions: list[list[Any]] | None = None
     results.ended = True
     if fire := getattr(hooks, f"on_{word}_epoch_end"):
         fire()
-    found = _reduce(run, stage, len(loaders))
+    found = _reduce(run, stage, [batches.name for batches in loaders])
     if fire := getattr(hooks, f"on_{word}_end"):
         fire()
 
@@ -156,11 +156,11 @@ def _evaluate_loader(
             kept.append(tree_map(_to_cpu, output))
         if sends_steps:
             if results.by_step:
-                run.send(results.step_metrics(), batches.evaluated)
+                run.send(results.step_metrics(), batches.evaluated, with_epoch=False)  # another axis
             batches.evaluated += 1
 
 
-def _reduce(run: Run, stage: Stage, loaders: int) -> Metrics:
+def _reduce(run: Run, stage: Stage, loaders: list[str]) -> Metrics:
     """The epoch's values, by loader; values logged outside the loaders' batches belong to each of them."""
     results = run.results
     if stage is Stage.SANITY_CHECK:
@@ -168,10 +168,10 @@ def _reduce(run: Run, stage: Stage, loaders: int) -> Metrics:
         return []
     shared = results.end_epoch()
     by_loader = [shared]
-    if loaders > 1:
+    if len(loaders) > 1:
         by_loader = []
-        for index in range(loaders):
-            results.enter(stage, f"/dataloader_idx_{index}")
+        for name in loaders:
+            results.enter(stage, f"/{name}")
             by_loader.append({**results.end_epoch(), **shared})
         results.enter(stage)
     merged = {name: value for metrics in by_loader for name, value in metrics.items()}

@@ -33,6 +33,8 @@ from torch import Tensor
 from leyden.core.checkpoint import restore_loop, write_asked
 from leyden.core.evaluate import ready_to_validate, sanity_check, validate_inside_fit
 from leyden.core.lifecycle import start_logging
+from leyden.core.optimizers import Turn, toggle, untoggle
+from leyden.core.outputs import loss_of, losses_of, seen_by_hooks
 from leyden.core.preflight import check_optimization
 from leyden.core.run import Run, warn_about_modes
 from leyden.core.state import Stage
@@ -61,7 +63,7 @@ def fit(run: Run) -> None:
         sanity_check(run)
         if run.options.limit_train_batches == 0:
             state.stop_reason = "limit_train_batches=0"
-        else:
+        elif not must_stop(run):
             run.load_training_data()
             ready_to_validate(run)
             warn_about_modes(run.module)
@@ -102,7 +104,9 @@ def train_epoch(run: Run) -> None:
     position, max_steps = state.position, run.options.max_steps
     steps_before_epoch = position.global_step
     validates_by_batch = _validates_in_this_epoch(run)
-    log_every, automatic = run.log_every, run.module.automatic_optimization
+    log_every, automatic, turns = run.log_every, run.module.automatic_optimization, run.turns
+    alone = len(turns) == 1
+    work = (train_batch if alone else _several_turns) if automatic else _manual_batch
     complete = True
     train.begin_epoch(position.epoch)
     results.hook = "training_step"
@@ -117,17 +121,22 @@ def train_epoch(run: Run) -> None:
         elif (fire := hooks.on_train_batch_start) and fire(batch, index) == -1:
             train.is_last = True
             if run.schedulers and automatic:
-                _step_schedulers(run, index, stepped=False)
+                for turn in turns:
+                    turn.stepped = False
+                _step_schedulers(run, index)
             break
-        steps_before = position.global_step
-        output = train_batch(run, batch, index)
-        stepped = position.global_step != steps_before or not (automatic or batch is None)
+        output = work(run, batch, index)
+        if automatic:
+            stepped = turns[0].stepped if alone else any(turn.stepped for turn in turns)
+            position.global_step += stepped
+        else:
+            stepped = batch is not None
         position.batch += 1  # before the hooks, so that a checkpoint they save resumes at the next batch
         position.batch_total += 1
         if run.schedulers and automatic:
-            _step_schedulers(run, index, stepped)
+            _step_schedulers(run, index)
         if batch is not None and (fire := hooks.on_train_batch_end):
-            fire(_seen_by_hooks(output), batch, index)
+            fire(seen_by_hooks(output, run), batch, index)
         if stepped:
             position.stepped_batches += 1
             if log_every and position.stepped_batches % log_every == 0:
@@ -148,7 +157,8 @@ def train_epoch(run: Run) -> None:
     results.ended = True
     if fire := hooks.on_train_epoch_end:
         fire()
-    run.pending = 0
+    for turn in turns:
+        turn.pending = 0
     if run.schedulers and automatic and complete:
         _step_plateau(run, "epoch", position.epoch)
     run.send(results.end_epoch(clear=complete), run.log_step)
@@ -161,60 +171,110 @@ def train_epoch(run: Run) -> None:
         write_asked(run)
 
 
-def train_batch(run: Run, batch: Any, index: int) -> Any:
+def train_batch(run: Run, batch: Any, index: int, turn: Turn | None = None) -> Any:
     """Forward and backward on one batch; step the optimizer when enough gradients have accumulated."""
-    if not run.module.automatic_optimization:
-        return _manual_batch(run, batch, index)
     hooks, precision = run.hooks, run.precision
-    optimizer = run.optimizers[0] if run.optimizers else None
-    stepping, share = _accumulation(run, index)
-    clears = run.pending == 0
+    if turn is None:
+        turn = run.turns[0]
+    optimizer = turn.optimizer
+    stepping, share = _accumulation(run, index, turn)
+    clears = turn.pending == 0
+    turn.stepped = False
     output: Any = None
 
     def closure() -> Any:
         nonlocal output
         loss = output = None
         if batch is not None:
-            output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
-            loss = _loss_of(output, run)
+            output = turn.step(batch, index) if turn.step_takes_index else turn.step(batch)
+            loss = loss_of(output, run)
         if clears and optimizer is not None:
-            if fire := hooks.on_before_zero_grad:
-                fire(optimizer)
-            if run.zero_grad is None:
-                optimizer.zero_grad()
-            else:
-                run.zero_grad(run.state.position.epoch, index, optimizer)
+            _clear_gradients(run, turn, index)
         if loss is not None:
-            if share != 1:
+            if type(output) is not Tensor and "weight" in output:
+                loss = _weighted(loss, output["weight"], turn)
+            elif share != 1:
                 loss = loss / share
             if fire := hooks.on_before_backward:
                 fire(loss)
             run.backward(loss)
-            run.pending += 1
+            turn.pending += 1
             if fire := hooks.on_after_backward:
                 fire()
-        if stepping and run.pending and optimizer is not None:
-            _finish_gradients(run, optimizer)
+        if stepping and turn.pending and optimizer is not None:
+            _finish_gradients(run, turn)
         return loss
 
     if not stepping or optimizer is None:
         closure()
-        run.state.position.global_step += stepping
-    elif run.closure_first:  # torch's optimizers: the same result as step(closure), four frames fewer
+        turn.stepped = stepping
+    elif turn.closure_first:  # torch's optimizers: the same result as step(closure), four frames fewer
         closure()
-        if run.pending:  # none are, where every batch of the window was skipped
+        if turn.pending:  # none are, where every batch of the window was skipped
             precision.step(optimizer)
-            run.state.position.global_step += 1
+            turn.stepped = True
     else:  # LBFGS, an optimizer not of torch's, or a module that overrides optimizer_step
         output = _NOT_RUN
-        run.module.optimizer_step(run.state.position.epoch, index, run.wrapped_optimizers[0], closure)
+        run.module.optimizer_step(run.state.position.epoch, index, turn.wrapped, closure)
         if output is _NOT_RUN:
             raise MisconfigurationError(
                 f"{type(run.module).__name__}.optimizer_step() did not call optimizer_closure, which trains on the "
                 "batch. Call optimizer.step(closure=optimizer_closure), or optimizer_closure() alone."
             )
     if stepping:
-        run.pending = 0
+        turn.pending = 0
+    return output
+
+
+def _several_turns(run: Run, batch: Any, index: int) -> Any:
+    """One batch for several optimizers, those whose turn it is, one after the other."""
+    due = []
+    for turn in run.turns:
+        turn.stepped = False
+        if (index + 1) % turn.every == 0:
+            due.append(turn)
+    if run.shares_step:
+        return _shared_step(run, due, batch, index)
+    outputs = {}
+    for turn in due:
+        frozen = toggle(turn.optimizer, run.optimizers)
+        try:
+            outputs[turn.name] = train_batch(run, batch, index, turn)
+        finally:
+            untoggle(frozen)
+    return outputs
+
+
+def _shared_step(run: Run, due: list[Turn], batch: Any, index: int) -> Any:
+    """One ``training_step`` for several optimizers: it returns a loss for each, by name.
+
+    Every loss reaches the parameters of its own optimizer alone, and no optimizer steps before the last loss is
+    propagated, since that still needs the weights as they were.
+    """
+    hooks = run.hooks
+    if batch is None or not due:
+        return None
+    output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
+    losses = losses_of(output, run, due)
+    for left, (turn, loss) in enumerate(reversed(losses), start=1 - len(losses)):
+        _, share = _accumulation(run, index, turn)
+        if turn.pending == 0:
+            _clear_gradients(run, turn, index)
+        if share != 1:
+            loss = loss / share
+        if fire := hooks.on_before_backward:
+            fire(loss)
+        own = [p for group in turn.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        run.backward(loss, inputs=own, retain_graph=left < 0)
+        turn.pending += 1
+        if fire := hooks.on_after_backward:
+            fire()
+    for turn in due:
+        stepping, _ = _accumulation(run, index, turn)
+        if stepping and turn.pending:
+            _finish_gradients(run, turn)
+            run.precision.step(turn.optimizer)
+            turn.stepped, turn.pending = True, 0
     return output
 
 
@@ -225,27 +285,53 @@ _NO_STEP = (
 )
 
 
-def _accumulation(run: Run, index: int) -> tuple[bool, int]:
+def _accumulation(run: Run, index: int, turn: Turn) -> tuple[bool, int]:
     """Does the optimizer step after batch ``index``, and among how many batches is its step shared?
 
-    The last window of an epoch may be shorter; its gradient is the mean over the batches it really has. Where the
-    epoch's length is unknown that is seen too late for the loss, and ``_finish_gradients`` makes up for it.
+    The last window of an epoch may be shorter; its gradient is the mean over the batches it really has. Where its
+    length is seen too late for the loss, ``_finish_gradients`` makes up for it.
     """
-    window = run.accumulate
+    window, count = run.accumulate, run.train.count
     if window == 1:
         return True, 1
-    count = run.train.count
+    if turn.every > 1:
+        # Its last turn of the epoch comes before the epoch's last batch; without a length nobody knows which it is.
+        return turn.pending + 1 >= window or run.train.is_last or index + turn.every >= count, window
     if count != math.inf and index >= (tail := int(count) // window * window):
         return index + 1 == count, int(count) - tail
     return (index + 1) % window == 0 or run.train.is_last, window
 
 
-def _finish_gradients(run: Run, optimizer: Any) -> None:
+def _clear_gradients(run: Run, turn: Turn, index: int) -> None:
+    """Begin a window."""
+    if fire := run.hooks.on_before_zero_grad:
+        fire(turn.optimizer)
+    if run.zero_grad is None:
+        turn.optimizer.zero_grad()
+    else:
+        run.zero_grad(run.state.position.epoch, index, turn.optimizer)
+    turn.weight = None
+
+
+def _weighted(loss: Tensor, weight: Any, turn: Turn) -> Tensor:
+    """A mean loss as a sum, for windows whose batches weigh differently; ``_finish_gradients`` divides by them all."""
+    if isinstance(weight, Tensor):
+        weight = weight.detach().to(loss.device)
+    turn.weight = weight if turn.weight is None else turn.weight + weight
+    weighted: Tensor = loss * weight
+    return weighted
+
+
+def _finish_gradients(run: Run, turn: Turn) -> None:
     """The last touches to the gradients before the optimizer steps."""
-    window = run.accumulate
-    if window != 1 and run.train.count == math.inf and 0 < run.pending < window:
+    window, optimizer = run.accumulate, turn.optimizer
+    short = window != 1 and turn.pending < window and (run.train.count == math.inf or turn.every > 1)
+    if short or turn.weight is not None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch._foreach_mul_(gradients, window / run.pending)
+        if turn.weight is not None:
+            torch._foreach_div_(gradients, turn.weight)
+        else:
+            torch._foreach_mul_(gradients, window / turn.pending)
     run.precision.unscale(optimizer)
     if fire := run.hooks.on_before_optimizer_step:
         fire(optimizer)
@@ -266,46 +352,6 @@ def _manual_batch(run: Run, batch: Any, index: int) -> Any:
     return output
 
 
-def _loss_of(output: Any, run: Run) -> Tensor | None:
-    """The loss in what ``training_step`` returned; None to skip the batch."""
-    loss = output if isinstance(output, Tensor) else output.get("loss") if hasattr(output, "get") else None
-    if isinstance(loss, Tensor):
-        if loss.requires_grad and (loss.ndim == 0 or loss.numel() == 1):
-            return loss
-        if loss.requires_grad:
-            raise MisconfigurationError(
-                f"training_step returned a loss of shape {tuple(loss.shape)}; it must have one element. "
-                "Reduce it, for example with .mean()."
-            )
-        if run.optimizers:
-            raise MisconfigurationError(
-                "training_step returned a loss without grad: it does not depend on a parameter that requires one. "
-                "Look for .detach(), .item(), torch.no_grad() or requires_grad=False on its way."
-            )
-        return None
-    if output is None:
-        warn("LD033", "training_step returned None: the batch is skipped. Return a loss to train on it.")
-        return None
-    if hasattr(output, "get"):
-        raise MisconfigurationError(
-            f"training_step returned a dict without a tensor under 'loss'; its keys are {sorted(map(str, output))}."
-        )
-    raise MisconfigurationError(
-        f"training_step returned {type(output).__name__}: {str(output)[:80]}. "
-        "It may return the loss, a dict with 'loss', or None to skip the batch."
-    )
-
-
-def _seen_by_hooks(output: Any) -> dict[str, Any]:
-    """``outputs`` of on_train_batch_end: the loss detached, other keys as they are."""
-    if output is None:
-        return {}
-    if isinstance(output, Tensor):
-        return {"loss": output.detach()}
-    loss = output.get("loss")
-    return {**output, "loss": loss.detach()} if isinstance(loss, Tensor) else dict(output)
-
-
 def _validates_in_this_epoch(run: Run) -> bool:
     every = run.options.check_val_every_n_epoch
     return run.validates and (every is None or (run.state.position.epoch + 1) % every == 0)
@@ -319,13 +365,13 @@ def _validation_is_due(run: Run, index: int) -> bool:
     return bool(done % run.validation_interval == 0) or (run.state.should_stop and must_stop(run))
 
 
-def _step_schedulers(run: Run, index: int, stepped: bool) -> None:
+def _step_schedulers(run: Run, index: int) -> None:
     """Step the schedulers that watch nothing: by step after a step, by epoch after the epoch's last batch."""
     for config in run.schedulers:
         if config.reduce_on_plateau:
             continue
         if config.interval == "step":
-            if stepped and (index + 1) % config.frequency == 0:
+            if run.turn_of[id(config)].stepped and (index + 1) % config.frequency == 0:
                 run.module.lr_scheduler_step(config.scheduler, None)
         elif run.train.is_last and (run.state.position.epoch + 1) % config.frequency == 0:
             run.module.lr_scheduler_step(config.scheduler, None)

@@ -48,7 +48,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
 class Hooks:
     """One attribute for each event: a function that fires its hooks, or None when nobody implements one.
 
-    A function returns what the hook called last returned, which is the module's where the module has that hook.
+    A function returns what the module's hook returned; None where the module has not that hook.
     """
 
     __slots__ = tuple(HOOKS)
@@ -80,7 +80,7 @@ def resolve(trainer: Any, module: Any, callbacks: Sequence[Callback], module_bas
             calls = [*first, *of_module, *(call for monitors, call in of_callbacks if monitors)]
         else:
             calls = [*(call for _, call in of_callbacks), *of_module]
-        setattr(hooks, name, _fire(name, calls, results) if calls else None)
+        setattr(hooks, name, _fire(name, calls, results, bool(of_module)) if calls else None)
     return hooks
 
 
@@ -124,12 +124,12 @@ def adapt(owner: object, name: str, leading: int, arguments: tuple[str, ...]) ->
     )
 
 
-def _fire(name: str, calls: list[Callable[..., Any]], results: Results) -> Callable[..., Any]:
+def _fire(name: str, calls: list[Callable[..., Any]], results: Results, has_module: bool) -> Callable[..., Any]:
     def fire(*args: Any) -> Any:
         outer, results.hook = results.hook, name
         for call in calls:
             result = call(*args)
         results.hook = outer
-        return result
+        return result if has_module else None
 
     return fire

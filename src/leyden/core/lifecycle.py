@@ -11,7 +11,9 @@ teardown            datamodule, callbacks, module; after a failure too, behind o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from leyden.core.callback import Callback
@@ -21,7 +23,7 @@ from leyden.core.hooks import overrides
 from leyden.core.module import LightningModule
 from leyden.core.run import Run
 from leyden.core.state import Fn, Status
-from leyden.utils.errors import MisconfigurationError
+from leyden.utils.errors import MisconfigurationError, warn
 
 
 def prepare(run: Run) -> None:
@@ -89,34 +91,47 @@ def finish(run: Run) -> None:
     run.state.stage = None
     run.state.status = Status.FINISHED
     with ExitStack() as each:  # all of them are called, whatever one of them raises
-        _at_the_end(run, each, "success")
+        for call in reversed(_last_calls(run, "success")):
+            each.callback(call)
 
 
 def fail(run: Run, error: BaseException) -> None:
-    """The run was broken off by ``error``, which the caller raises again."""
+    """The run was broken off by ``error``, which the caller raises again; whatever else goes wrong does not hide it."""
     run.state.status = Status.INTERRUPTED
-    with ExitStack() as each:
-        _at_the_end(run, each, "failed")
-        if run.datamodule is not None:
-            each.callback(run.datamodule.on_exception, error)
-        for callback in reversed(run.callbacks):
-            if overrides(callback, "on_exception", Callback):
-                each.callback(callback.on_exception, run.trainer, run.module, error)
+    calls: list[Callable[[], Any]] = [
+        partial(callback.on_exception, run.trainer, run.module, error)
+        for callback in run.callbacks
+        if overrides(callback, "on_exception", Callback)
+    ]
+    if run.datamodule is not None:
+        calls.append(partial(run.datamodule.on_exception, error))
+    for call in (*calls, *_last_calls(run, "failed")):
+        try:
+            call()
+        except Exception as another:
+            name = getattr(getattr(call, "func", call), "__qualname__", repr(call))
+            warn(
+                "LD063",
+                f"After {type(error).__name__} ended the run, {name} failed too: {type(another).__name__}: {another}",
+                subject=name,
+            )
     run.state.stage = None
 
 
-def _at_the_end(run: Run, each: ExitStack, status: str) -> None:
-    """Have everybody tidy up; an ExitStack calls in reverse order."""
+def _last_calls(run: Run, status: str) -> list[Callable[[], Any]]:
+    """What has everybody tidy up, in order."""
     stage = str(run.fn)
-    each.callback(_detach, run)
-    for logger in reversed(run.loggers):
-        each.callback(logger.finalize, status)
-    each.callback(run.module.teardown, stage=stage)
-    for callback in reversed(run.callbacks):
-        if overrides(callback, "teardown", Callback):
-            each.callback(callback.teardown, run.trainer, run.module, stage=stage)
+    calls: list[Callable[[], Any]] = []
     if run.datamodule is not None:
-        each.callback(run.datamodule.teardown, stage=stage)
+        calls.append(partial(run.datamodule.teardown, stage=stage))
+    calls += [
+        partial(callback.teardown, run.trainer, run.module, stage=stage)
+        for callback in run.callbacks
+        if overrides(callback, "teardown", Callback)
+    ]
+    calls.append(partial(run.module.teardown, stage=stage))
+    calls += [partial(logger.finalize, status) for logger in run.loggers]
+    return [*calls, partial(_detach, run)]
 
 
 def _detach(run: Run) -> None:

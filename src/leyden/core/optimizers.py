@@ -15,7 +15,8 @@ from leyden.utils.errors import MisconfigurationError, nearest, warn
 
 _FORMS = (
     "configure_optimizers may return an optimizer, a list of optimizers, ([optimizers], [schedulers]), "
-    "(optimizer, scheduler), a dict {'optimizer': ..., 'lr_scheduler': ...}, or several such dicts"
+    "(optimizer, scheduler), a dict {'optimizer': ..., 'lr_scheduler': ...}, several such dicts, or a dict of any of "
+    "these by name"
 )
 
 
@@ -99,6 +100,64 @@ class SteppingOptimizer:
             self.__dict__[name] = value
         else:
             setattr(self.__dict__["optimizer"], name, value)
+
+
+@dataclass(slots=True)
+class Turn:
+    """One optimizer's part in automatic optimization.
+
+    Attributes:
+        optimizer: The optimizer; None where nothing is optimized.
+        name: Its key in the dict that ``configure_optimizers`` returned; empty for one optimizer alone.
+        every: It takes its turn in every so-manieth batch of an epoch.
+        wrapped: The optimizer as an overridden ``optimizer_step`` gets it.
+        step: The step method that gives its loss.
+        step_takes_index: ``step`` wants ``batch_idx`` too.
+        closure_first: The closure may run before ``optimizer.step`` with the same result.
+        pending: Backward passes since it stepped last.
+        stepped: It stepped in the batch in work.
+        weight: Sum of the ``"weight"`` of these batches, a number or a tensor; None where steps return none.
+    """
+
+    optimizer: Any
+    name: str = ""
+    every: int = 1
+    wrapped: Any = None
+    step: Any = None
+    step_takes_index: bool = True
+    closure_first: bool = True
+    pending: int = 0
+    stepped: bool = False
+    weight: Any = None
+
+
+def named_turns(returned: Any) -> dict[str, tuple[Any, int]]:
+    """Optimizers by name, as ``{"generator": ..., "discriminator": {"optimizer": ..., "every": 5}}``; else nothing.
+
+    Returns:
+        For every name what ``uniform`` understands, and ``every``.
+
+    Raises:
+        MisconfigurationError: An ``every`` is no whole number from 1.
+    """
+    if not isinstance(returned, Mapping) or "optimizer" in returned or not returned:
+        return {}
+    if not all(isinstance(value, Optimizer | Mapping) for value in returned.values()) or not any(
+        isinstance(value, Optimizer) or "optimizer" in value for value in returned.values()
+    ):
+        return {}
+    turns = {}
+    for name, value in returned.items():
+        every = 1
+        if isinstance(value, Mapping):
+            value = dict(value)
+            every = value.pop("every", 1)
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise MisconfigurationError(
+                f"configure_optimizers: every={every!r} of {name!r} is not a whole number from 1, of batches."
+            )
+        turns[str(name)] = (value, every)
+    return turns
 
 
 def uniform(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:

@@ -145,8 +145,9 @@ def _check_spelling(owner: Any, base: type, run: Run) -> None:
 
 def _meant(name: str, known: Collection[str]) -> str:
     """The hook that ``name`` is a misspelling of; empty when it is none."""
-    if any(name.startswith(f"{hook}_") for hook in known):
-        return ""  # a helper such as training_step_of_discriminator
+    more = [name.removeprefix(hook) for hook in known if name.startswith(hook)]
+    if any(rest.startswith("_") or len(rest) > 2 for rest in more):
+        return ""  # a helper such as training_step_of_discriminator, or prepare_dataset
     words = [(word, *_TAKEN_FOR.get(word, ())) for word in name.split("_")]
     for spelling in map("_".join, itertools.islice(itertools.product(*words), 64)):
         if spelling in known or (spelling.startswith("on_") and spelling in _FORMER_HOOKS):
@@ -194,7 +195,7 @@ def _check_step_and_loader(run: Run) -> None:
     if stage is Stage.PREDICT:
         if not overrides(module, step, LightningModule) and type(module).forward is LightningModule.forward:
             raise MisconfigurationError(f"{name} has neither predict_step() nor forward(). Define one to predict.")
-    elif not overrides(module, step, LightningModule):
+    elif not overrides(module, step, LightningModule) and not (stage is Stage.TRAIN and _steps_by_name(module)):
         raise MisconfigurationError(
             f"{name} has no {step}(). Define {step}(self, batch, batch_idx) to call trainer.{run.fn}()."
             f"{_nearest_method(module, step)}"
@@ -217,6 +218,11 @@ def _step_word(stage: Stage) -> str:
     return "training" if stage is Stage.TRAIN else WORD[stage]
 
 
+def _steps_by_name(module: LightningModule) -> bool:
+    """True for a module with a training step for each of several optimizers, such as training_step_generator."""
+    return sum(name.startswith("training_step_") for name in dir(type(module))) > 1
+
+
 def _check_training(run: Run) -> None:
     module, options = run.module, run.options
     name = type(module).__name__
@@ -233,7 +239,7 @@ def _check_training(run: Run) -> None:
             )
     step = module.training_step
     if not takes(step, 1) and not takes(step, 2):
-        hint = " Several optimizers need manual optimization." if "optimizer_idx" in _parameters(step) else ""
+        hint = " Each optimizer has a step, as training_step_generator." if "optimizer_idx" in _parameters(step) else ""
         raise MisconfigurationError(
             f"{name}.training_step{parameters_of(step)} must take (batch) or (batch, batch_idx).{hint}"
         )
@@ -327,19 +333,22 @@ def _monitors(run: Run) -> Iterator[tuple[str, str]]:
                 yield type(callback).__name__, monitor
 
 
-def check_loaders_of_monitors(run: Run, loaders: int) -> None:
-    """Refuse a monitored name without the number of the loader where there are several, and with it where not."""
+def check_loaders_of_monitors(run: Run, loaders: list[str]) -> None:
+    """Refuse a monitored name without the name of the loader where there are several, and with it where not."""
     classes = _logging_classes(run)
     by_loader = ("validation_step", "on_validation_batch_start", "on_validation_batch_end")
     others = logged_names(classes, {*by_loader, *_unused_methods(run, classes)} - called_names(classes))
     if others is None or mentions(classes, "add_dataloader_idx"):
         return
-    names = [f"/dataloader_idx_{index}" for index in range(loaders)] if loaders > 1 else [""]
+    ends = [f"/{name}" for name in loaders] if len(loaders) > 1 else [""]
+    logged = logged_names(classes, _unused_methods(run, classes) - called_names(classes))
     for watcher, monitor in _monitors(run):
-        if not _matches(monitor, others) and not any(monitor == _bare(monitor) + suffix for suffix in names):
+        bare = next((monitor.removesuffix(end) for end in ends if end and monitor.endswith(end)), None)
+        bare = _bare(monitor, logged or ()) if bare is None else bare
+        if not _is_logged(monitor, others) and not any(monitor == bare + end for end in ends):
             raise MisconfigurationError(
-                f"{watcher}(monitor={monitor!r}) matches nothing that is logged with {loaders} validation "
-                f"loader{'s' if loaders > 1 else ''}. Give {' or '.join(repr(_bare(monitor) + end) for end in names)}."
+                f"{watcher}(monitor={monitor!r}) matches nothing that is logged with {len(loaders)} validation "
+                f"loader{'s' if len(loaders) > 1 else ''}. Give {' or '.join(repr(bare + end) for end in ends)}."
             )
 
 
@@ -352,8 +361,12 @@ def _unused_methods(run: Run, classes: list[type]) -> set[str]:
     return {name for cls in classes for name in vars(cls) if _does_not_run(name, run)}
 
 
-def _bare(monitor: str) -> str:
-    return re.sub(r"/dataloader_idx_\d+$", "", monitor)
+def _bare(monitor: str, logged: Collection[str]) -> str:
+    """``monitor`` without the name of a loader, which may be any key: as much of it, up to a slash, as is logged."""
+    parts = monitor.split("/")
+    beginnings = ("/".join(parts[:count]) for count in range(len(parts), 0, -1))
+    otherwise = re.sub(r"/dataloader_idx_\d+$", "", monitor)
+    return next((name for name in beginnings if _is_logged(name, logged)), otherwise)
 
 
 def _check_monitor(run: Run, watcher: str, monitor: str) -> None:
@@ -374,8 +387,11 @@ def _check_monitor(run: Run, watcher: str, monitor: str) -> None:
 
 
 def _matches(monitor: str, logged: Collection[str]) -> bool:
-    bare = _bare(monitor)
-    names = {bare, bare.removesuffix("_step"), bare.removesuffix("_epoch")}
+    return _is_logged(_bare(monitor, logged), logged)
+
+
+def _is_logged(name: str, logged: Collection[str]) -> bool:
+    names = {name, name.removesuffix("_step"), name.removesuffix("_epoch")}
     return any(re.fullmatch(pattern, name) for pattern in logged for name in names)
 
 

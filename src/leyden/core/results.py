@@ -124,7 +124,7 @@ class Entry:
     def epoch_value(self) -> Any:
         """The epoch's value; None when nothing was logged in it."""
         if self.metric is not None and self.total is None:
-            return self.metric.compute() if self.weight else None
+            return _metric_value(self.name, self.metric, self.metric.compute()) if self.weight else None
         if self.total is None or self.metric is not None or self.reduction != "mean":
             return self.total
         return self.total / self.weight if self.weight else self.total * float("nan")
@@ -389,18 +389,23 @@ class Results:
         found = dict(self._finished_callback)
         for entry in self._live():
             found[entry.name] = found[entry.step_name] = entry.latest
-        if self.ended:
-            tables = (entries for (stage, _), entries in self._tables.items() if stage is self.stage)
-            for entry in (entry for entries in tables for entry in entries.values()):
-                if entry.epoch_name is not None and (value := entry.epoch_value()) is not None:
-                    found[entry.name] = found[entry.epoch_name] = value
+        for entry, value in self._epoch_values():
+            found[entry.name] = found[entry.epoch_name] = value
         return {name: torch.as_tensor(value) for name, value in found.items()}
 
     def bar_metrics(self) -> dict[str, float]:
         """The latest values logged with ``prog_bar=True``; waits for the device once."""
         found = dict(self._finished_bar)
         found.update((entry.step_name, entry.latest) for entry in self._live() if entry.prog_bar)
+        found.update((entry.epoch_name, value) for entry, value in self._epoch_values() if entry.prog_bar)
         return numbers(found)
+
+    def _epoch_values(self) -> Iterator[tuple[Any, Any]]:
+        """What an epoch whose batches are over comes to as yet, by entry; nothing before."""
+        for (stage, _), entries in self._tables.items() if self.ended else ():
+            for entry in entries.values() if stage is self.stage else ():
+                if entry.epoch_name is not None and (value := entry.epoch_value()) is not None:
+                    yield entry, value
 
     def _live(self) -> Iterator[Any]:
         """Training entries with a step value that is not among the finished values."""
@@ -463,12 +468,14 @@ class Results:
 
 def numbers(values: dict[Any, Any]) -> dict[str, float]:
     """``values`` as Python numbers; tensors of one device and type are fetched together."""
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    if len({(value.device, value.dtype) for value in tensors.values()}) == 1:
-        fetched = torch.stack([value.detach().reshape(()) for value in tensors.values()]).tolist()
-    else:
-        fetched = [value.item() for value in tensors.values()]
-    return {**values, **dict(zip(tensors, fetched, strict=True))}
+    found = dict(values)
+    alike: dict[Any, dict[Any, Tensor]] = {}
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            alike.setdefault((value.device, value.dtype), {})[name] = value.detach().reshape(())
+    for tensors in alike.values():
+        found.update(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    return found
 
 
 def _detached(value: Any) -> Any:
@@ -500,7 +507,20 @@ def _batch_value(name: str, metric: Any) -> Any:
             f"self.log({name!r}, metric, on_step=True) needs the metric's value for this batch, and it was not called. "
             f"Call it (metric(preds, target)) instead of metric.update(...), or pass on_step=False, on_epoch=True."
         )
-    return value
+    return _metric_value(name, metric, value)
+
+
+def _metric_value(name: str, metric: Any, value: Any) -> Any:
+    """``value``, which ``metric`` returned, if it is one number."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().reshape(())
+    if not isinstance(value, Tensor | dict) and hasattr(value, "__float__"):
+        return float(value)
+    what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise MisconfigurationError(
+        f"self.log({name!r}, metric): {type(metric).__name__} comes to {what}, and only one number can be logged. "
+        "At the end of the epoch log its numbers one by one, self.log(name, number), and call metric.reset()."
+    )
 
 
 def _caller() -> str:

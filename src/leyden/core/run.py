@@ -23,11 +23,11 @@ from leyden.core.batches import (
 from leyden.core.callback import Callback
 from leyden.core.hooks import Hooks, overrides, resolve, takes
 from leyden.core.module import LightningModule
-from leyden.core.optimizers import LRSchedulerConfig, SteppingOptimizer, uniform
+from leyden.core.optimizers import LRSchedulerConfig, SteppingOptimizer, Turn, named_turns, uniform
 from leyden.core.results import Results, numbers
 from leyden.core.state import Fn, RunState, Stage
 from leyden.fabric.strategies.strategy import Strategy
-from leyden.utils.errors import MisconfigurationError, NotBuiltError, warn
+from leyden.utils.errors import MisconfigurationError, warn
 
 if TYPE_CHECKING:
     from leyden.core.datamodule import LightningDataModule
@@ -65,9 +65,10 @@ class Run:
         results: What is logged.
         training_step: The module's, as the closure calls it.
         step_takes_index: ``training_step`` wants ``batch_idx`` too.
+        turns: The optimizers' parts in automatic optimization.
+        turn_of: The turn of a scheduler's optimizer, by the scheduler config's ``id``.
+        shares_step: One ``training_step`` gives the losses of several optimizers.
         accumulate: Batches whose gradients make one optimizer step.
-        pending: Backward passes since the last optimizer step.
-        closure_first: The closure may run before ``optimizer.step`` with the same result.
         checkpoint: The checkpoint to go on from; None when there is none.
         loader_state: The training loader's own state in it.
     """
@@ -110,8 +111,9 @@ class Run:
         self.schedulers: list[LRSchedulerConfig] = []
         self.step_takes_index = True
         self.accumulate = 1
-        self.pending = 0
-        self.closure_first = True
+        self.turns: list[Turn] = []
+        self.turn_of: dict[int, Turn] = {}
+        self.shares_step = False
         self.clip: Callable[[Optimizer], Any] | None = None
         self.zero_grad: Callable[[int, int, Optimizer], Any] | None = None
         self.validation_interval: int | float = math.inf
@@ -150,29 +152,84 @@ class Run:
     def prepare_training(self) -> None:
         """Make the optimizers and bind everything that a training step calls."""
         module, options, precision = self.module, self.options, self.precision
-        self.optimizers, self.schedulers = uniform(module.configure_optimizers())
-        if module.automatic_optimization and len(self.optimizers) > 1:
-            raise NotBuiltError(
-                f"Automatic optimization with {len(self.optimizers)} optimizers",
-                "Set self.automatic_optimization = False and step them in training_step.",
+        returned = module.configure_optimizers()
+        if named := named_turns(returned):
+            for name, (value, every) in named.items():
+                self._take_optimizers(value, name, every)
+        else:
+            self._take_optimizers(returned, "", 1)
+        if module.automatic_optimization and len(self.optimizers) > 1 and not named:
+            raise MisconfigurationError(
+                f"configure_optimizers returned {len(self.optimizers)} optimizers without names. Return a dict, as "
+                "{'generator': ..., 'discriminator': ...}, and from training_step a dict of losses under the same "
+                "names; or set self.automatic_optimization = False and step them in training_step."
             )
-        for optimizer in self.optimizers:
-            precision.check_optimizer(optimizer)
-        self.wrapped_optimizers = [SteppingOptimizer(optimizer, self._step_now) for optimizer in self.optimizers]
-        step = module.training_step
-        self.step_takes_index = takes(step, 2)
-        self.training_step = in_context(step, precision) if precision.has_context else step
+        self.training_step, self.step_takes_index = self._bind(module.training_step)
+        self._bind_turns()
         self.backward = precision.backward
         if overrides(module, "backward", LightningModule):
-            self.backward = lambda loss: module.backward(precision.scale(loss))
-        self.closure_first = not overrides(module, "optimizer_step", LightningModule) and all(
-            _steps_plainly(optimizer) for optimizer in self.optimizers
-        )
+            self.backward = lambda loss, **options: module.backward(precision.scale(loss), **options)
         if overrides(module, "optimizer_zero_grad", LightningModule):
             self.zero_grad = module.optimizer_zero_grad
         self.clip = self._resolve_clipping()
         self.accumulate = options.accumulate_grad_batches
         self.log_every = 50 if options.log_every_n_steps is None else options.log_every_n_steps
+
+    def _take_optimizers(self, returned: Any, name: str, every: int) -> None:
+        """Take over what ``configure_optimizers`` returned, or returned under ``name``."""
+        optimizers, schedulers = uniform(returned)
+        if name and len(optimizers) != 1:
+            raise MisconfigurationError(f"configure_optimizers: {name!r} must be one optimizer, got {len(optimizers)}.")
+        self.optimizers += optimizers
+        self.schedulers += schedulers
+        first = len(self.turns)
+        for optimizer in optimizers:
+            self.precision.check_optimizer(optimizer)
+            wrapped = SteppingOptimizer(optimizer, self._step_now)
+            self.wrapped_optimizers.append(wrapped)
+            self.turns.append(Turn(optimizer, name, every, wrapped))
+        for config in schedulers:
+            bound_to = getattr(config.scheduler, "optimizer", None)
+            owners = [turn for turn in self.turns[first:] if turn.optimizer is bound_to]
+            self.turn_of[id(config)] = owners[0] if owners else self.turns[first]
+
+    def _bind_turns(self) -> None:
+        """Find the step method of every optimizer: ``training_step``, or one of its own."""
+        module = self.module
+        if not self.turns:
+            self.turns.append(Turn(None))
+        steps_itself = overrides(module, "optimizer_step", LightningModule)
+        own = {turn.name: getattr(module, f"training_step_{turn.name}", None) for turn in self.turns if turn.name}
+        self.shares_step = bool(own) and not any(own.values())
+        if own and not self.shares_step and not all(own.values()):
+            missing = ", ".join(f"training_step_{name}" for name, step in own.items() if step is None)
+            raise MisconfigurationError(
+                f"{type(module).__name__} has a step method for some optimizers, not: {missing}."
+            )
+        if (self.shares_step or not own) and not overrides(module, "training_step", LightningModule):
+            raise MisconfigurationError(
+                f"{type(module).__name__} has no training_step(). Define it; or return the optimizers as a dict, "
+                "with a training_step_NAME() for each."
+            )
+        for turn in self.turns:
+            turn.closure_first = not steps_itself and (turn.optimizer is None or _steps_plainly(turn.optimizer))
+            turn.step, turn.step_takes_index = self.training_step, self.step_takes_index
+            if step := own.get(turn.name):
+                turn.step, turn.step_takes_index = self._bind(step)
+        if self.shares_step and not all(turn.closure_first for turn in self.turns):
+            raise MisconfigurationError(
+                "A training_step that returns several losses cannot be run again by an optimizer, as LBFGS or an "
+                f"overridden optimizer_step do. Define a step for each: training_step_{self.turns[0].name}, ..."
+            )
+
+    def _bind(self, step: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
+        """``step`` as the loop calls it, and if it wants ``batch_idx`` too."""
+        return (in_context(step, self.precision) if self.precision.has_context else step), takes(step, 2)
+
+    @property
+    def pending(self) -> int:
+        """Backward passes since the last optimizer step; not 0 in the middle of an accumulation window."""
+        return max([turn.pending for turn in self.turns], default=0)
 
     def _resolve_clipping(self) -> Callable[[Optimizer], Any] | None:
         module, precision = self.module, self.precision
@@ -230,7 +287,7 @@ class Run:
         if stage is Stage.SANITY_CHECK:
             steps = self.sanity_steps
             return [
-                Batches(full.loader, full.where, steps, "num_sanity_val_steps", full.transfer)
+                Batches(full.loader, full.where, steps, "num_sanity_val_steps", full.transfer, full.name)
                 if -1 < steps < full.count
                 else full
                 for full in self.evaluation(Stage.VALIDATE)
@@ -239,16 +296,16 @@ class Run:
             kind = KIND[stage]
             source, option = self.sources[kind], f"limit_{kind}_batches"
             loaders = several_loaders(source)
-            if self.fn is Fn.FIT and any(isinstance(loader, GeneratorType) for loader in loaders):
+            if self.fn is Fn.FIT and any(isinstance(loader, GeneratorType) for loader in loaders.values()):
                 raise TypeError(
                     f"{source.name} gave a generator, which can be read only once, and validation reads it again and "
                     "again. Give a DataLoader, or list(generator)."
                 )
             if self.options.overfit_batches and kind == "val":
-                loaders = [without_shuffling(loader, source.name) for loader in loaders]
+                loaders = {name: without_shuffling(loader, source.name) for name, loader in loaders.items()}
             self._evaluation[stage] = [
-                Batches(loader, source.name, getattr(self.options, option), option, self._transfer)
-                for loader in loaders
+                Batches(loader, source.name, getattr(self.options, option), option, self._transfer, name)
+                for name, loader in loaders.items()
             ]
         return self._evaluation[stage]
 
@@ -265,14 +322,15 @@ class Run:
 
     # Used while the loop runs.
 
-    def send(self, metrics: dict[str, Any], step: int) -> None:
-        """Hand ``metrics`` to every logger; a value named ``step`` takes the place of ``step``."""
+    def send(self, metrics: dict[str, Any], step: int, with_epoch: bool = True) -> None:
+        """Hand ``metrics``, and with them the epoch, to every logger; a value named ``step`` replaces ``step``."""
         if not metrics or not self.loggers:
             return
         found = numbers(metrics)
         if "step" in found:
             step = int(found.pop("step"))
-        found.setdefault("epoch", self.state.position.epoch)
+        if with_epoch:
+            found.setdefault("epoch", self.state.position.epoch)
         for logger in self.loggers:
             logger.log_metrics(found, step)
 
@@ -291,17 +349,17 @@ class Run:
             if fire := self.hooks.on_before_optimizer_step:
                 fire(optimizer)
             self.precision.step(optimizer)
-        elif closure is None and self.pending == 0:
+            self.state.position.global_step += 1
+            return result
+        turn = next(turn for turn in self.turns if turn.optimizer is optimizer)
+        if closure is None and turn.pending == 0:
             raise MisconfigurationError(
                 "optimizer.step() was called before there are gradients to step by. In automatic optimization return "
                 "the loss from training_step; Leyden steps. To step yourself set self.automatic_optimization = False "
                 "in __init__. In an overridden optimizer_step call optimizer.step(closure=optimizer_closure)."
             )
-        else:
-            result = self.precision.step(optimizer, closure)
-            if self.pending == 0:
-                return result  # the batch was skipped, so there was nothing to step by
-        self.state.position.global_step += 1
+        result = self.precision.step(optimizer, closure)
+        turn.stepped = turn.pending > 0  # else the batch was skipped, and there was nothing to step by
         return result
 
     def leave_device(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,35 @@ def grad_norm(module: nn.Module, norm_type: float | int | str, group_separator: 
         ValueError: ``norm_type`` is not a number above 0.
     """
     order = _order(norm_type)
-    by_type: dict[torch.dtype, dict[str, Tensor]] = defaultdict(dict)
-    for name, parameter in module.named_parameters():
-        if (grad := parameter.grad) is not None and grad.numel():
-            by_type[grad.dtype][name] = grad.coalesce().values() if grad.is_sparse else grad
-    norms: dict[str, Tensor] = {}
-    for dtype, grads in by_type.items():
-        wide = torch.promote_types(dtype, torch.float32)  # a norm above 65,504 is infinite in float16
-        norms.update(zip(grads, torch._foreach_norm(list(grads.values()), order, dtype=wide), strict=True))
-    if not norms:
+    grads = {
+        name: parameter.grad.coalesce().values() if parameter.grad.is_sparse else parameter.grad
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None and parameter.grad.numel()
+    }
+    if not grads:
         return {}
-    named = {f"grad_{order}_norm{group_separator}{name}": norms[name] for name, _ in _in_order(module, norms)}
-    return {**named, f"grad_{order}_norm_total": _together(list(named.values()), order)}
+    norms: dict[str, Tensor] = {}
+    for dtype in {grad.dtype for grad in grads.values()}:
+        names = [name for name, grad in grads.items() if grad.dtype == dtype]
+        wide = torch.promote_types(dtype, torch.float32)  # a norm above 65,504 is infinite in float16
+        norms |= zip(names, torch._foreach_norm([grads[name] for name in names], order, dtype=wide), strict=True)
+    named = {f"grad_{order}_norm{group_separator}{name}": norms[name] for name in grads}
+    return {**named, f"grad_{order}_norm_total": _together(list(norms.values()), order)}
+
+
+def _order(norm_type: float | int | str) -> float:
+    try:
+        order = float(norm_type)
+    except (TypeError, ValueError):
+        order = 0.0
+    if not order > 0:  # nan neither
+        raise ValueError(f"norm_type={norm_type!r} is not a number above 0. Give 2 for the usual norm, 1, or 'inf'.")
+    return order
+
+
+def _together(norms: list[Tensor], order: float) -> Tensor:
+    """The norm of all gradients from the norm of each; on the first one's device."""
+    widest = reduce(torch.promote_types, (norm.dtype for norm in norms))
+    stacked = torch.stack([norm.to(norms[0].device, widest) for norm in norms])
+    total: Tensor = torch.linalg.vector_norm(stacked, order)
+    return total

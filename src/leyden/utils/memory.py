@@ -50,10 +50,8 @@ def _says(exception: BaseException, text: str) -> bool:
 def garbage_collection_cuda() -> None:
     """Collect garbage, and give the memory that torch keeps for later back to the CUDA devices."""
     gc.collect()
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
-        return
     try:
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing where no CUDA device is in use
     except RuntimeError as error:  # where memory has just run out, even this can fail for lack of it
         if not is_oom_error(error):
             raise

@@ -1,10 +1,10 @@
-"""The summary of a module: its layers, their parameters, and the sizes of what goes in and out."""
+"""The summary of a module: its layers, their parameters, the sizes of what goes in and out, and what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from leyden.utils.errors import warn
+from leyden.utils.flops import counting_flops
 from leyden.utils.seed import isolate_rng
 from leyden.utils.table import draw_table
 from leyden.utils.tree import move_data_to_device, tree_map
 
-Sizes = tuple[str, str]  # in and out, such as ("[2, 32]", "[2, 10]")
+Calls = dict[str, dict[str, Any]]  # by a layer's name: in_size, out_size and flops of its LayerSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class LayerSummary:
         training: It is in train mode.
         in_size: Shapes of its inputs in its first call, such as ``"[2, 32]"``; ``""`` when they are not known.
         out_size: Shapes of its outputs in that call.
+        flops: Floating-point operations in all its calls in one forward pass of the example, as ``measure_flops``
+            counts them; None when they are not known.
     """
 
     name: str
@@ -39,6 +42,7 @@ class LayerSummary:
     training: bool
     in_size: str = ""
     out_size: str = ""
+    flops: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class ModelTable:
         modules_in_train_mode: Modules inside the summarised one, at any depth, that are in train mode.
         modules_in_eval_mode: The others.
         has_lazy_parameters: Some parameters have no size yet, and are counted nowhere.
+        total_flops: Floating-point operations in one forward pass of the example; None when they are not known.
     """
 
     layers: tuple[LayerSummary, ...]
@@ -63,6 +68,27 @@ class ModelTable:
     modules_in_train_mode: int
     modules_in_eval_mode: int
     has_lazy_parameters: bool
+    total_flops: int | None = None
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The name in each row."""
+        return [layer.name for layer in self.layers]
+
+    @property
+    def layer_types(self) -> list[str]:
+        """The class in each row."""
+        return [layer.kind for layer in self.layers]
+
+    @property
+    def param_nums(self) -> list[int]:
+        """The parameters in each row."""
+        return [layer.parameters for layer in self.layers]
+
+    @property
+    def model_size(self) -> float:
+        """Memory of all parameters in megabytes, 10**6 bytes."""
+        return self.bytes / 1e6
 
     @property
     def non_trainable_parameters(self) -> int:
@@ -76,6 +102,8 @@ class ModelTable:
             f"{self.non_trainable_parameters:,} frozen), {_megabytes(self.bytes)}",
             f"Modules: {train + evaluating:,} ({train:,} in train mode, {evaluating:,} in eval mode)",
         ]
+        if self.total_flops is not None:
+            lines.append(f"FLOPs: {self.total_flops:,} in one forward pass of the example")
         if self.has_lazy_parameters:
             lines.append("Lazy layers count no parameters: they get them in their first forward pass.")
         if self.layers:
@@ -88,18 +116,41 @@ class ModelTable:
             [layer.name, layer.kind, f"{layer.parameters:,}", "train" if layer.training else "eval"]
             for layer in self.layers
         ]
-        if any(layer.in_size or layer.out_size for layer in self.layers):
-            heads += ["in", "out"]
-            rows = [[*row, layer.in_size, layer.out_size] for row, layer in zip(rows, self.layers, strict=True)]
+        if any(layer.flops is not None for layer in self.layers):
+            heads += ["FLOPs", "in", "out"]
+            rows = [
+                [*row, "" if layer.flops is None else f"{layer.flops:,}", layer.in_size, layer.out_size]
+                for row, layer in zip(rows, self.layers, strict=True)
+            ]
         return draw_table(heads, rows)
+
+
+class ModelSummary(ModelTable):
+    """The summary of ``model``, as ``summarize`` makes it, under Lightning's name; printing it draws the table.
+
+    Args:
+        model: What to summarise.
+        max_depth: Levels of modules inside it to list: 1 for its own attributes, -1 for all, 0 for the totals alone.
+
+    Raises:
+        TypeError: ``max_depth`` is not a whole number.
+        ValueError: ``max_depth`` is less than -1.
+    """
+
+    def __init__(self, model: nn.Module, max_depth: int = 1) -> None:
+        found = summarize(model, max_depth)
+        super().__init__(**{field.name: getattr(found, field.name) for field in fields(found)})
+
+    def __repr__(self) -> str:
+        return str(self)  # what a notebook shows
 
 
 def summarize(module: nn.Module, max_depth: int = 1) -> ModelTable:
     """Summarise ``module``, which stays as it is.
 
     Where it has an ``example_input_array`` (a tensor, a tuple of arguments or a dict of keyword arguments), it is
-    called with that once, in eval mode and without gradients, to find the sizes. Not while it has lazy parameters,
-    which the call would create.
+    called with that once, in eval mode and without gradients, to find sizes and FLOPs. Not while it has lazy
+    parameters, which the call would create.
 
     Args:
         module: What to summarise.
@@ -114,9 +165,9 @@ def summarize(module: nn.Module, max_depth: int = 1) -> ModelTable:
     has_lazy = any(is_lazy(parameter) for parameter in parameters)
     inside = {name: child for name, child in module.named_modules() if name}
     listed = {name: child for name, child in inside.items() if max_depth == -1 or name.count(".") < max_depth}
-    sizes = {} if has_lazy or not listed else _sizes(module, listed)
+    calls, flops = ({}, None) if has_lazy or not listed else _try_example(module, listed)
     layers = [
-        LayerSummary(name, type(child).__name__, _count(child.parameters()), child.training, *sizes.get(name, ("", "")))
+        LayerSummary(name, type(child).__name__, _count(child.parameters()), child.training, **calls.get(name, {}))
         for name, child in listed.items()
     ]
     in_children = {id(parameter) for child in module.children() for parameter in child.parameters()}
@@ -130,6 +181,7 @@ def summarize(module: nn.Module, max_depth: int = 1) -> ModelTable:
         modules_in_train_mode=sum(child.training for child in inside.values()),
         modules_in_eval_mode=sum(not child.training for child in inside.values()),
         has_lazy_parameters=has_lazy,
+        total_flops=flops,
     )
 
 
@@ -141,34 +193,48 @@ def check_max_depth(max_depth: object) -> None:
         raise ValueError(f"max_depth={max_depth} is less than -1, which lists all levels. 0 lists the totals alone.")
 
 
-def _sizes(module: nn.Module, listed: Mapping[str, nn.Module]) -> dict[str, Sizes]:
-    """The sizes that go into and come out of each of ``listed`` in its first call; empty without an example."""
-    example = getattr(module, "example_input_array", None)
-    if example is None:
-        return {}
-    found: dict[str, Sizes] = {}
-
-    def watch(name: str, child: nn.Module) -> Any:
-        def remember(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            found.setdefault(name, (_described((*args, *kwargs.values())), _described(output)))
-
-        return child.register_forward_hook(remember, with_kwargs=True)
-
+def _try_example(module: nn.Module, listed: Mapping[str, nn.Module]) -> tuple[Calls, int | None]:
+    """The calls of each of ``listed``, and the FLOPs of all; None, and no or few calls, without one that works."""
+    calls: Calls = {}
+    if (example := getattr(module, "example_input_array", None)) is None:
+        return calls, None
     handles: list[Any] = []
     try:
-        handles.extend(watch(name, child) for name, child in listed.items())
-        with isolate_rng(), torch.no_grad(), _in_eval_mode(module), _uncompiled(module):
+        with isolate_rng(), torch.no_grad(), _in_eval_mode(module), _uncompiled(module), counting_flops() as counter:
+            for name, child in listed.items():
+                if not isinstance(child, torch.jit.ScriptModule):  # which takes no hooks
+                    handles.extend(_watch(name, child, calls, counter.get_total_flops))
             _call(module, _like_parameters(example, module))
+        return calls, counter.get_total_flops()
     except Exception as error:  # whatever forward raises; training has not failed yet
         warn(
             "LD120",
             f"The model summary lacks sizes: {type(module).__name__} could not be called with its "
             f"example_input_array. {type(error).__name__}: {error}",
         )
+        return calls, None
     finally:
         for handle in handles:
             handle.remove()
-    return found
+
+
+def _watch(name: str, child: nn.Module, calls: Calls, flops_so_far: Callable[[], int]) -> Iterator[Any]:
+    """Note the calls of ``child`` in ``calls``; yields the handles of the hooks that do it."""
+    begun: list[int] = []
+
+    def before(_: nn.Module, __: Any) -> None:
+        begun.append(flops_so_far())
+
+    def after(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if name not in calls:
+            sizes = {"in_size": _described((*args, *kwargs.values())), "out_size": _described(output)}
+            calls[name] = {**sizes, "flops": 0}
+        before_call = begun.pop()
+        if not begun:  # a module that calls itself counts once
+            calls[name]["flops"] += flops_so_far() - before_call
+
+    yield child.register_forward_pre_hook(before)
+    yield child.register_forward_hook(after, with_kwargs=True)
 
 
 def _call(module: nn.Module, example: Any) -> None:

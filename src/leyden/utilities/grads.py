@@ -1,0 +1,3 @@
+"""Norms of gradients, where Lightning's users look for them."""
+
+from leyden.utils.grads import grad_norm as grad_norm
