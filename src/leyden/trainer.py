@@ -96,7 +96,7 @@ class Trainer(RunViews):
         self._module: LightningModule | None = None
         self._fitted: LightningModule | None = None
         self._run: Run | None = None
-        self._fit_run: Run | None = None
+        self._fit_run = None
         if options.deterministic is not None:
             _make_deterministic(options.deterministic)
         if options.benchmark is not None or options.deterministic:

@@ -19,7 +19,7 @@ from leyden.core.combined import CombinedLoader
 from leyden.core.module import LightningModule
 from leyden.core.optimizers import LRSchedulerConfig
 from leyden.core.run import Run
-from leyden.core.state import RunState, Stage, Status
+from leyden.core.state import Fn, RunState, Stage, Status
 from leyden.fabric.precision import Precision
 from leyden.fabric.strategies.strategy import Strategy
 from leyden.loggers.logger import Logger
@@ -47,6 +47,12 @@ class RunViews:
     ckpt_path: str | None = None
     _module: LightningModule | None = None
     _run: Run | None = None
+    _fit_run: Run | None = None
+
+    @property
+    def _training_run(self) -> Run | None:
+        """The fit that is running, or ran last."""
+        return self._run if self._run is not None and self._run.fn is Fn.FIT else self._fit_run
 
     @property
     def _running(self) -> Run:
@@ -148,13 +154,19 @@ class RunViews:
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """What ``configure_optimizers`` returned."""
-        return self._run.optimizers if self._run is not None else []
+        """What ``configure_optimizers`` returned; setting it replaces them one by one, up to on_fit_start."""
+        run = self._training_run
+        return run.optimizers if run is not None else []
+
+    @optimizers.setter
+    def optimizers(self, optimizers: list[Optimizer]) -> None:
+        self._running.take_optimizers(optimizers)
 
     @property
     def lr_scheduler_configs(self) -> list[LRSchedulerConfig]:
         """The learning-rate schedulers, and when they step."""
-        return self._run.schedulers if self._run is not None else []
+        run = self._training_run
+        return run.schedulers if run is not None else []
 
     @property
     def logger(self) -> Logger | None:
@@ -188,6 +200,11 @@ class RunViews:
         return self.strategy.precision
 
     @property
+    def scaler(self) -> Any:
+        """The gradient scaler of ``"16-mixed"``; None otherwise."""
+        return getattr(self.strategy.precision, "scaler", None)
+
+    @property
     def progress_bar_callback(self) -> ProgressBar | None:
         """The progress bar."""
         return next((c for c in self.callbacks if isinstance(c, ProgressBar)), None)
@@ -217,18 +234,38 @@ class RunViews:
     @property
     def train_dataloader(self) -> Any:
         """The training loader, or the collection of them as it was given; None until fit has asked for it."""
-        run = self._run
+        run = self._training_run
         loader = run.train.loader if run is not None and hasattr(run, "train") else None
         return loader.iterables if isinstance(loader, CombinedLoader) else loader
+
+    def _loaded(self, kind: str) -> Any:
+        found = [run.sources[kind].loaded for run in (self._run, self._fit_run) if run is not None]
+        return next((loaders for loaders in found if loaders is not None), None)
+
+    @property
+    def val_dataloaders(self) -> Any:
+        """The validation loader or loaders, as they were given; None until they were asked for."""
+        return self._loaded("val")
+
+    @property
+    def test_dataloaders(self) -> Any:
+        """The test loader or loaders, as they were given; None until they were asked for."""
+        return self._loaded("test")
+
+    @property
+    def predict_dataloaders(self) -> Any:
+        """The prediction loader or loaders, as they were given; None until they were asked for."""
+        return self._loaded("predict")
 
     @property
     def num_training_batches(self) -> int | float:
         """Training batches of an epoch; ``inf`` when that is not known."""
-        run = self._run
+        run = self._training_run
         return run.train.count if run is not None and hasattr(run, "train") else math.inf
 
     def _counts(self, stage: Stage) -> list[int | float]:
-        return self._run.evaluation_counts(stage) if self._run is not None else []
+        found = [run.evaluation_counts(stage) for run in (self._run, self._fit_run) if run is not None]
+        return next(filter(None, found), [])
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:

@@ -85,3 +85,11 @@ def test_the_kinds_of_errors_can_be_caught_by_what_they_are():
     error = NotBuiltError("Sharding", "Use one device.")
     assert isinstance(error, MisconfigurationError)
     assert str(error) == "Sharding is not built yet in Leyden. Use one device."
+
+
+def test_a_warning_points_at_the_line_of_the_user_who_caused_it():
+    from models import TinyModel
+
+    with pytest.warns(LeydenWarning) as warned:
+        TinyModel().log("loss", 1.0)
+    assert warned[0].filename == __file__

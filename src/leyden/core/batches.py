@@ -31,10 +31,12 @@ class Source:
     Attributes:
         kind: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
         name: The place, for messages.
+        loaded: What ``load`` gave last, as the user made it; None before.
     """
 
     def __init__(self, kind: str, given: Any, argument: str, datamodule: Any, module: Any, module_base: type) -> None:
         self.kind = kind
+        self.loaded: Any = None
         self._given = given
         self._hook: Callable[[], Any] | None = None
         hook = f"{kind}_dataloader"
@@ -54,7 +56,8 @@ class Source:
 
     def load(self) -> Any:
         """The loader or collection of loaders."""
-        return self._hook() if self._hook is not None else self._given
+        self.loaded = self._hook() if self._hook is not None else self._given
+        return self.loaded
 
 
 class Batches:

@@ -175,6 +175,20 @@ class Run:
         self.accumulate = options.accumulate_grad_batches
         self.log_every = 50 if options.log_every_n_steps is None else options.log_every_n_steps
 
+    def take_optimizers(self, optimizers: list[Optimizer]) -> None:
+        """Train with ``optimizers`` in place of those that ``configure_optimizers`` made."""
+        if len(optimizers) != len(self.optimizers):
+            raise MisconfigurationError(
+                f"trainer.optimizers has {len(self.optimizers)} optimizers, and {len(optimizers)} are to replace them. "
+                "Give one for each."
+            )
+        self.optimizers = list(optimizers)
+        self.wrapped_optimizers = [SteppingOptimizer(optimizer, self._step_now) for optimizer in optimizers]
+        for turn, optimizer, wrapped in zip(self.turns, self.optimizers, self.wrapped_optimizers, strict=False):
+            self.precision.check_optimizer(optimizer)
+            turn.optimizer, turn.wrapped = optimizer, wrapped
+        self._bind_turns()
+
     def _take_optimizers(self, returned: Any, name: str, every: int) -> None:
         """Take over what ``configure_optimizers`` returned, or returned under ``name``."""
         optimizers, schedulers = uniform(returned)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 from leyden.utils.rank import is_rank_zero
 
@@ -33,6 +35,7 @@ class LeydenWarning(UserWarning):
 
 
 _already_said: set[tuple[str, str]] = set()
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def warn(identity: str, message: str, *, subject: str = "") -> None:
@@ -47,7 +50,15 @@ def warn(identity: str, message: str, *, subject: str = "") -> None:
         return
     _already_said.add((identity, subject))
     if is_rank_zero():
-        warnings.warn(f"{message} [{identity}]", LeydenWarning, stacklevel=3)
+        warnings.warn(f"{message} [{identity}]", LeydenWarning, stacklevel=_frames_of_ours())
+
+
+def _frames_of_ours() -> int:
+    """The stack level of the user's line: how far up the call came from outside the package, seen from ``warn``."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def forget_warnings() -> None:
