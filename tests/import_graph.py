@@ -72,7 +72,7 @@ def _named_in(path: Path, importer: str) -> Iterator[tuple[str, int, bool]]:
             case ast.Import(names=aliases):
                 names = [alias.name for alias in aliases]
             case ast.Call(
-                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__" | "LazyModule"),
                 args=[ast.Constant(value=str(name)), *_],
             ):
                 names = [name]

@@ -388,10 +388,6 @@ def test_a_method_that_makes_loaders_by_another_name_is_fine_where_the_script_ca
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        ("training_epoch_end", r"Append what training_step returns .*on_train_epoch_end\(\)"),
-        ("validation_epoch_end", r"Append what validation_step returns .*on_validation_epoch_end\(\)"),
-        ("test_epoch_end", r"on_test_epoch_end\(\)"),
-        ("training_step_end", "at the end of training_step"),
         ("on_epoch_end", r"on_train_epoch_end\(\)"),
         ("on_batch_start", r"on_train_batch_start\(\)"),
         ("on_pretrain_routine_start", r"on_fit_start\(\)"),
@@ -404,7 +400,7 @@ def test_a_hook_of_lightning_1_says_what_does_its_work_today(name, instead):
     refused(NotBuiltError, message, subclass(TinyModel, **{name: lambda self, *args: None}))
 
 
-@pytest.mark.parametrize("name", ["on_epoch_end", "on_init_end", "on_keyboard_interrupt"])
+@pytest.mark.parametrize("name", ["on_epoch_end", "on_init_end", "on_keyboard_interrupt", "training_epoch_end"])
 def test_a_callbacks_hook_of_lightning_1_says_so_too(name):
     callback = subclass(Callback, **{name: lambda self, *args: None})
     refused(NotBuiltError, rf"Net\.{name}\(\), a hook of Lightning 1\.x", TinyModel(), callback)
@@ -424,15 +420,15 @@ def test_a_callbacks_hook_of_lightning_1_says_so_too(name):
         ),
         ("validation_step", lambda self: None, r"Net\.validation_step\(\) must take \(batch\)"),
         ("on_train_batch_end", lambda self: None, r"cannot take the call it will get: .*\(outputs, batch, batch_idx\)"),
-        ("on_train_epoch_end", lambda self, outputs: None, r"on_train_epoch_end\(outputs\) cannot take the call"),
+        ("on_train_epoch_end", lambda self, trainer: None, r"on_train_epoch_end\(trainer\) cannot take the call"),
+        ("training_epoch_end", lambda self: None, r"cannot take the call it will get: training_epoch_end\(outputs\)"),
         ("setup", lambda self: None, r"Net\.setup\(\) cannot take the call it will get: setup\(stage=stage\)"),
         ("teardown", lambda self: None, r"teardown\(stage=stage\)"),
         ("on_save_checkpoint", lambda self: None, r"on_save_checkpoint\(checkpoint\)"),
         ("configure_optimizers", lambda self, lr: None, r"configure_optimizers\(lr\) cannot take"),
-        ("lr_scheduler_step", lambda self, s, optimizer_idx, m: None, r"also passed optimizer_idx: leave that out"),
-        ("optimizer_step", lambda self, e, b, o, optimizer_idx, c, on_tpu: None, "also passed optimizer_idx, on_tpu"),
-        ("optimizer_zero_grad", lambda self, e, b, o, optimizer_idx: None, "also passed optimizer_idx"),
-        ("backward", lambda self, loss, optimizer, optimizer_idx: None, r"it will get: backward\(loss\)"),
+        ("lr_scheduler_step", lambda self, optimizer_idx, s, m: None, r"also passed optimizer_idx: leave that out"),
+        ("optimizer_step", lambda self, e, b, o, c, on_tpu: None, "also passed on_tpu: leave that out"),
+        ("backward", lambda self, loss, optimizer: None, r"it will get: backward\(loss\)"),
         ("configure_gradient_clipping", lambda self, o, i, v, a: None, r"gradient_clip_val=gradient_clip_val"),
         ("transfer_batch_to_device", lambda self, b: b, r"must take \(batch, device, dataloader_idx\)"),
     ],
@@ -594,17 +590,6 @@ class Manual(TinyModel):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"gradient_clip_val": 1.0}, r"gradient_clip_val=1\.0\) does nothing .*self\.clip_gradients"),
-        ({"accumulate_grad_batches": 2}, r"accumulate_grad_batches=2\) does nothing in manual optimization"),
-    ],
-)
-def test_options_of_automatic_optimization_are_refused_in_manual(options, message):
-    refused(MisconfigurationError, message, Manual(), **options)
 
 
 def test_manual_optimization_may_not_return_a_tuple():

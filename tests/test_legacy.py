@@ -153,10 +153,8 @@ def test_a_misspelt_keyword_gets_the_nearest_name() -> None:
 
 
 def test_every_unknown_keyword_is_named() -> None:
-    with pytest.raises(
-        TypeError, match=r"Trainer\(wings=\.\.\.\) is unknown\. Trainer\(precison=\.\.\.\).*'precision'"
-    ):
-        translate({"wings": 2, "gpus": 1, "precison": 16})
+    with pytest.raises(TypeError, match=r"Trainer\(qqq=\.\.\.\) is unknown\. Trainer\(precison=\.\.\.\).*'precision'"):
+        translate({"qqq": 2, "gpus": 1, "precison": 16})
 
 
 def test_arguments_of_fit_are_sent_there() -> None:

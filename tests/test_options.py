@@ -37,6 +37,7 @@ LIGHTNINGS = (
     "barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir enable_autolog_hparams "
     "model_registry suggest_integrations"
 )
+OURS = ["warnings"]
 
 
 class ClusterEnvironment:
@@ -112,9 +113,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"val_check_interval": 0.0}, MisconfigurationError, "limit_val_batches=0"),
     ({"val_check_interval": -3}, MisconfigurationError, "negative"),
     ({"val_check_interval": True}, TypeError, "number of batches"),
-    ({"val_check_interval": "00:00:10:00"}, NotBuiltError, "number of batches"),
-    ({"val_check_interval": timedelta(minutes=10)}, NotBuiltError, "number of batches"),
-    ({"val_check_interval": {"minutes": 10}}, NotBuiltError, "number of batches"),
+    ({"val_check_interval": "10 minutes"}, MisconfigurationError, "DD:HH:MM:SS"),
+    ({"val_check_interval": "00:00:00:00"}, MisconfigurationError, "no interval"),
+    ({"val_check_interval": timedelta(minutes=-1)}, MisconfigurationError, "less than nothing"),
+    ({"val_check_interval": {"minute": 10}}, MisconfigurationError, "Did you mean 'minutes'"),
+    ({"val_check_interval": [10]}, TypeError, "nor a time"),
     ({"val_check_interval": 0.5, "check_val_every_n_epoch": None}, MisconfigurationError, "number of batches"),
     ({"val_check_interval": 1.0, "check_val_every_n_epoch": None}, MisconfigurationError, "number of batches"),
     ({"check_val_every_n_epoch": 0}, MisconfigurationError, "limit_val_batches=0"),
@@ -140,7 +143,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"benchmark": "yes"}, TypeError, "True or False"),
     ({"inference_mode": None}, TypeError, "True or False"),
     ({"use_distributed_sampler": 2}, TypeError, "True or False"),
-    ({"profiler": "simple"}, NotBuiltError, "torch.profiler"),
+    ({"profiler": "simpel"}, MisconfigurationError, "Did you mean 'simple'"),
+    ({"profiler": "xla"}, NotBuiltError, "not supported"),
+    ({"profiler": 3}, TypeError, "not a Profiler"),
+    ({"profiler": True}, TypeError, "not a Profiler"),
+    ({"barebones": True, "profiler": "simple"}, ValueError, "profiler='simple'"),
     ({"detect_anomaly": "True"}, TypeError, "True or False"),
     ({"barebones": 1}, TypeError, "True or False"),
     ({"barebones": True, "logger": True}, ValueError, "logger=True"),
@@ -155,12 +162,17 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"plugins": Precision}, TypeError, r"Call it: Precision\(\.\.\.\)"),
     ({"sync_batchnorm": True}, NotBuiltError, "One|one"),
     ({"sync_batchnorm": None}, TypeError, "True or False"),
-    ({"reload_dataloaders_every_n_epochs": 1}, NotBuiltError, "sampler"),
+    ({"reload_dataloaders_every_n_epochs": 1.5}, TypeError, "0 to make the loaders once"),
     ({"reload_dataloaders_every_n_epochs": -1}, MisconfigurationError, "0 to make the loaders once"),
     ({"default_root_dir": 5}, TypeError, "pathlib.Path"),
     ({"enable_autolog_hparams": None}, TypeError, "True or False"),
     ({"model_registry": "mine"}, NotBuiltError, "ModelCheckpoint"),
     ({"suggest_integrations": "no"}, TypeError, "True or False"),
+    ({"warnings": "ignore"}, TypeError, "not a dict"),
+    ({"warnings": {"LD31": "ignore"}}, MisconfigurationError, "'LD31' is not the id of a warning"),
+    ({"warnings": {31: "ignore"}}, MisconfigurationError, "31 is not the id of a warning"),
+    ({"warnings": {"LD031": "ignroe"}}, MisconfigurationError, "Did you mean 'ignore'"),
+    ({"warnings": {"LD031": None}}, MisconfigurationError, "None of LD031 is unknown"),
 ]
 
 GOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -187,6 +199,10 @@ GOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"overfit_batches": 1}, {"overfit_batches": 1}),
     ({"val_check_interval": 100, "check_val_every_n_epoch": None}, {"check_val_every_n_epoch": None}),
     ({"val_check_interval": 0.25, "check_val_every_n_epoch": 2}, {"val_check_interval": 0.25}),
+    ({"val_check_interval": "00:00:10:00"}, {"val_check_interval": "00:00:10:00"}),
+    ({"val_check_interval": {"minutes": 10}, "check_val_every_n_epoch": None}, {"check_val_every_n_epoch": None}),
+    ({"val_check_interval": timedelta(minutes=10)}, {"val_check_interval": timedelta(minutes=10)}),
+    ({"reload_dataloaders_every_n_epochs": 2}, {"reload_dataloaders_every_n_epochs": 2}),
     ({"check_val_every_n_epoch": None}, {"check_val_every_n_epoch": 1}),
     ({"num_sanity_val_steps": -1}, {"num_sanity_val_steps": -1}),
     ({"log_every_n_steps": 0}, {"log_every_n_steps": 0}),
@@ -198,6 +214,7 @@ GOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"use_distributed_sampler": False, "suggest_integrations": False}, {"suggest_integrations": False}),
     ({"default_root_dir": Path("runs")}, {"default_root_dir": "runs"}),
     ({"default_root_dir": "s3://bucket/runs"}, {"default_root_dir": "s3://bucket/runs"}),
+    ({"warnings": {"LD031": "error", "LD050": "always"}}, {"warnings": {"LD031": "error", "LD050": "always"}}),
 ]
 
 
@@ -225,8 +242,8 @@ def test_a_good_value_is_kept_and_nothing_is_said(keywords: dict[str, Any], kept
         assert type(found) is type(value)
 
 
-def test_the_arguments_are_lightnings_in_lightnings_order() -> None:
-    assert " ".join(inspect.signature(TrainerOptions).parameters) == LIGHTNINGS
+def test_the_arguments_are_lightnings_in_lightnings_order_and_then_ours() -> None:
+    assert list(inspect.signature(TrainerOptions).parameters) == [*LIGHTNINGS.split(), *OURS]
 
 
 def test_every_argument_has_a_check_and_an_entry_in_the_docstring() -> None:

@@ -271,6 +271,16 @@ class MetricsCallback(pl.Callback):
         self.log("acc/train", torch.cat(self.right).mean())
 
 
+class MetricsOfEveryBatch(pl.Callback):
+    """Ours, to compare with."""
+
+    def __init__(self):
+        self.seen: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(outputs["loss"])
+
+
 class CustomModel(MyModel):
     def training_epoch_end(self, outputs):
         avg_loss = torch.stack([x["loss"] for x in outputs]).mean()
@@ -524,18 +534,21 @@ def test_test_uses_the_best_checkpoint(capsys):
     assert set(of_best) == {"test_loss", "test_acc"}
 
 
+def test_training_epoch_end_runs_as_written():
+    trainer, losses = quiet(logger=False, enable_checkpointing=False), MetricsOfEveryBatch()
+    trainer.callbacks.append(losses)
+    with pytest.warns(LeydenWarning, match=r"CustomModel\.training_epoch_end\(\) is a hook of Lightning 1\.x.*LD176"):
+        trainer.fit(CustomModel(), flat_loader())
+    assert len(losses.seen) == 4
+    assert trainer.callback_metrics["avg_train_loss"] == torch.stack(losses.seen).mean()
+
+
 # What is not built yet says so, and what to do.
-
-
-def test_training_epoch_end_is_not_built():
-    with pytest.raises(NotBuiltError, match=r"CustomModel\.training_epoch_end\(\).*on_train_epoch_end\(\)"):
-        quiet(logger=False).fit(CustomModel(), flat_loader())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profiler": "simple"}, r"profiler='simple'\) is not built yet in Leyden\. Use torch\.profiler"),
         ({"min_time": "00:00:01:00"}, r"min_time=.* is not built yet in Leyden\. Use min_epochs or min_steps"),
     ],
 )
@@ -559,7 +572,6 @@ def test_the_wandb_logger_is_not_built_however_it_is_asked_for():
         (pl.loggers, "CometLogger"),
         (pl.callbacks, "RichProgressBar"),
         (pl.callbacks, "StochasticWeightAveraging"),
-        (pl, "profilers"),
     ],
 )
 def test_names_that_lightning_has_say_what_to_use(package, name):

@@ -27,12 +27,12 @@ __getattr__, __dir__ = lazy_names(
         "callbacks": "leyden.callbacks",
         "demos": "leyden.demos",
         "loggers": "leyden.loggers",
+        "profilers": "leyden.profilers",
         "seed_everything": "leyden.utils.seed",
         "utilities": "leyden.utilities",
     },
     not_built={
         "plugins": "For the number type use Trainer(precision=...).",
-        "profilers": "Use torch.profiler around trainer.fit.",
         "strategies": "One device needs none.",
         "tuner": "Give the optimizer its learning rate and the DataLoader its batch_size.",
     },

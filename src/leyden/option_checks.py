@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -16,11 +17,18 @@ from leyden.fabric.resolve import canonical_precision
 from leyden.fabric.strategies.strategy import Strategy
 from leyden.loggers.logger import Logger
 from leyden.utils.durations import parse_duration
-from leyden.utils.errors import MisconfigurationError, NotBuiltError, nearest, warn
+from leyden.utils.errors import WARNING_ACTIONS, MisconfigurationError, NotBuiltError, nearest, warn
+from leyden.utils.lazy import LazyModule
 
 # Takes the argument's name and the value given, returns the value to keep.
 Check: TypeAlias = Callable[[str, Any], Any]
 
+_profilers = LazyModule("leyden.profilers.profiler")
+PROFILERS = {
+    "simple": (LazyModule("leyden.profilers.simple"), "SimpleProfiler"),
+    "advanced": (LazyModule("leyden.profilers.advanced"), "AdvancedProfiler"),
+    "pytorch": (LazyModule("leyden.profilers.torch"), "PyTorchProfiler"),
+}
 # What people pass as strings; only for the hint at the nearest name.
 _CALLBACK_NAMES = ("ModelCheckpoint", "EarlyStopping", "LearningRateMonitor", "ModelSummary", "ProgressBar", "Timer")
 _LOGGER_NAMES = ("TensorBoardLogger", "CSVLogger")
@@ -118,13 +126,18 @@ def amount(name: str, value: Any) -> int | float:
     return value
 
 
-def interval(name: str, value: Any) -> int | float:
-    """How often to validate: a float is a fraction of an epoch, an int a number of batches."""
-    advice = "A float up to 1.0 is a fraction of an epoch (0.25 is four times an epoch), an int a number of batches."
+def interval(name: str, value: Any) -> Any:
+    """How often to validate: a float is a fraction of an epoch, an int a number of batches, the rest is a time."""
+    advice = (
+        "A float up to 1.0 is a fraction of an epoch (0.25 is four times an epoch), an int a number of batches, "
+        "'DD:HH:MM:SS' or a timedelta a time."
+    )
     if isinstance(value, str | timedelta | Mapping):
-        raise NotBuiltError(f"Trainer({name}={value!r}), validation by the clock,", advice)
+        if not parse_duration(value, name):
+            raise MisconfigurationError(f"{name}={value!r} is no interval. {advice}")
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}={value!r} is neither a fraction of an epoch nor a number of batches. {advice}")
+        raise TypeError(f"{name}={value!r} is neither a fraction of an epoch, a number of batches nor a time. {advice}")
     if value == 0:
         raise MisconfigurationError(f"{name}={value!r} is no interval. {advice} limit_val_batches=0 never validates.")
     if isinstance(value, float) and not 0.0 < value <= 1.0:
@@ -212,6 +225,25 @@ def path(name: str, value: Any) -> str:
     raise TypeError(f"{name}={value!r} is not a path. Give a string or a pathlib.Path.")
 
 
+def warning_actions(name: str, value: Any) -> dict[str, str]:
+    """What to do about each warning, by its id."""
+    advice = "Give ids and actions, such as {'LD031': 'ignore'}."
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}={value!r} is not a dict. {advice}")
+    for identity, action in value.items():
+        if not isinstance(identity, str) or not re.fullmatch(r"LD\d{3}", identity):
+            raise MisconfigurationError(
+                f"{name}={value!r}: {identity!r} is not the id of a warning, which is LD and three digits and ends its "
+                f"message; docs/warnings.md lists them. {advice}"
+            )
+        if action not in WARNING_ACTIONS:
+            raise MisconfigurationError(
+                f"{name}={value!r}: the action {action!r} of {identity} is unknown. Choose one of: "
+                f"{', '.join(map(repr, WARNING_ACTIONS))}.{nearest(action, WARNING_ACTIONS)}"
+            )
+    return dict(value)
+
+
 # Objects.
 
 
@@ -275,6 +307,30 @@ def callbacks(name: str, value: Any) -> list[Callback]:
     _check_no_twin(name, given)
     _check_states_apart(name, given)
     return given
+
+
+def profiler(name: str, value: Any) -> Any:
+    """The name of a profiler or an object."""
+    choices = f"Choose one of: {', '.join(map(repr, PROFILERS))}, or give an object such as SimpleProfiler()."
+    if isinstance(value, str):
+        if value == "xla":
+            raise NotBuiltError(f"Trainer({name}='xla')", f"TPUs are not supported. {choices}")
+        if value not in PROFILERS:
+            raise MisconfigurationError(f"{name}={value!r} is unknown. {choices}{nearest(value, PROFILERS)}")
+        return value
+    if isinstance(value, _profilers.Profiler):
+        return value
+    raise not_a("Profiler", name, value, choices)
+
+
+def make_profiler(value: Any) -> Any:
+    """The profiler that ``Trainer(profiler=value)`` means, for a ``value`` that is checked."""
+    if value is None:
+        return _profilers.Profiler()
+    if isinstance(value, str):
+        module, name = PROFILERS[value]
+        return getattr(module, name)()
+    return value
 
 
 def plugins(name: str, value: Any) -> list[Precision | CheckpointIO]:
@@ -393,18 +449,15 @@ CHECKS: dict[str, Check] = {
     "benchmark": optional(flag),
     "inference_mode": flag,
     "use_distributed_sampler": flag,
-    "profiler": not_built(_anything, None, "Use torch.profiler around trainer.fit."),
+    "profiler": optional(profiler),
     "detect_anomaly": flag,
     "barebones": flag,
     "plugins": optional(plugins),
     "sync_batchnorm": not_built(flag, False, "On one device there is nothing to synchronise: leave it out."),
-    "reload_dataloaders_every_n_epochs": not_built(
-        whole(0, "Give a number of epochs, or 0 to make the loaders once."),
-        0,
-        "Vary the data in the dataset or sampler.",
-    ),
+    "reload_dataloaders_every_n_epochs": whole(0, "Give a number of epochs, or 0 to make the loaders once."),
     "default_root_dir": optional(path),
     "enable_autolog_hparams": flag,
     "model_registry": not_built(_anything, None, "Upload the files that ModelCheckpoint writes."),
     "suggest_integrations": flag,
+    "warnings": optional(warning_actions),
 }

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from leyden.callbacks.model_checkpoint import Checkpoint
 from leyden.callbacks.progress import ProgressBar
@@ -19,6 +19,11 @@ from leyden.fabric.strategies.strategy import Strategy
 from leyden.loggers.logger import Logger
 from leyden.option_checks import check_argument
 from leyden.utils.errors import MisconfigurationError, warn
+
+if TYPE_CHECKING:
+    from leyden.profilers.profiler import Profiler
+else:
+    Profiler = Any  # imported only when somebody asks for one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,8 @@ class TrainerOptions:
             ``limit_train_batches`` and ``limit_val_batches``. 0.0 is a normal run.
         val_check_interval: How often to validate: a float above 0.0 is a fraction of an epoch (0.25: four times an
             epoch), an int a number of batches within an epoch, or over all epochs if ``check_val_every_n_epoch`` is
-            None. None is 1.0, the end of the epoch.
+            None. A time, given as ``max_time`` is: after the batch in which so much has passed since the last
+            validation. None is 1.0, the end of the epoch.
         check_val_every_n_epoch: Validate in every n-th epoch only. None lets ``val_check_interval`` count batches
             across epochs; without one it means 1.
         num_sanity_val_steps: Number of batches of each validation loader to try before training; 0 for none, -1 for
@@ -91,17 +97,23 @@ class TrainerOptions:
             Validation within fit always uses ``no_grad``.
         use_distributed_sampler: Give each process its own share of the data. With one process, which is what is built
             yet, True and False mean the same.
-        profiler: Not built yet: only None.
+        profiler: Measure where the time goes, and report at the end of the run: ``"simple"`` (time and number of calls
+            of each part), ``"advanced"`` (the functions inside, by cProfile), ``"pytorch"`` (operators and kernels of
+            a few batches), or a Profiler. None measures nothing and costs nothing.
         detect_anomaly: Find the operation whose gradient is NaN, by ``torch.autograd.set_detect_anomaly``; slow.
         barebones: Measure the bare loop: no checkpoints, loggers, bar, summary, sanity check and logged values. Asking
             for one of them, or for ``fast_dev_run``, ``detect_anomaly`` or a profiler, contradicts it.
         plugins: A CheckpointIO, which writes and reads checkpoint files, a Precision, or one of each in a list.
         sync_batchnorm: Not built yet: only False.
-        reload_dataloaders_every_n_epochs: Not built yet: only 0.
+        reload_dataloaders_every_n_epochs: Ask ``train_dataloader()`` again at the start of every n-th epoch, and
+            ``val_dataloader()`` before the first validation from there on. 0 makes the loaders once.
         default_root_dir: Folder of logs and checkpoints that have no other place. None is the working directory.
         enable_autolog_hparams: Send the hyper-parameters and the graph to the loggers when a run starts.
         model_registry: Not built yet: only None.
         suggest_integrations: Leyden never advertises, so True and False mean the same.
+        warnings: What to do about warnings, by their id, such as ``{"LD031": "ignore"}``: ``"ignore"``, ``"error"``
+            (raise it), ``"always"`` (each time) or ``"once"`` (once a run, which is what None means for all). Holds
+            until another Trainer is made or runs.
     """
 
     accelerator: str | Accelerator = "auto"
@@ -122,7 +134,7 @@ class TrainerOptions:
     limit_test_batches: int | float | None = None
     limit_predict_batches: int | float | None = None
     overfit_batches: int | float = 0.0
-    val_check_interval: int | float | None = None
+    val_check_interval: int | float | str | timedelta | dict[str, int] | None = None
     check_val_every_n_epoch: int | None = 1
     num_sanity_val_steps: int | None = None
     log_every_n_steps: int | None = None
@@ -136,7 +148,7 @@ class TrainerOptions:
     benchmark: bool | None = None
     inference_mode: bool = True
     use_distributed_sampler: bool = True
-    profiler: str | None = None
+    profiler: str | Profiler | None = None
     detect_anomaly: bool = False
     barebones: bool = False
     plugins: Precision | CheckpointIO | list[Precision | CheckpointIO] | None = None
@@ -146,6 +158,7 @@ class TrainerOptions:
     enable_autolog_hparams: bool = True
     model_registry: str | None = None
     suggest_integrations: bool = True
+    warnings: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -198,7 +211,7 @@ def _check_validation_interval(options: TrainerOptions) -> None:
 
 def _check_barebones(options: TrainerOptions) -> None:
     """Refuse what barebones turns off, if it is asked for."""
-    given = {name: getattr(options, name) for name in (*_BARE, "fast_dev_run", "detect_anomaly")}
+    given = {name: getattr(options, name) for name in (*_BARE, "fast_dev_run", "detect_anomaly", "profiler")}
     if wanted := [f"{name}={value!r}" for name, value in given.items() if value]:
         raise MisconfigurationError(
             f"barebones=True contradicts {', '.join(wanted)}: it leaves out whatever costs time. Give one or the other."

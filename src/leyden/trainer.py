@@ -7,7 +7,8 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Concatenate, ParamSpec
+from functools import partial
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -34,15 +35,25 @@ from leyden.legacy import accept
 from leyden.loggers.csv import CSVLogger
 from leyden.loggers.logger import DummyLogger, Logger
 from leyden.loggers.tensorboard import TensorBoardLogger
+from leyden.option_checks import check_argument
 from leyden.options import TrainerOptions
 from leyden.utils.errors import MisconfigurationError, forget_warnings, warn
+from leyden.utils.lazy import LazyModule
 from leyden.utils.optional import installed
 from leyden.utils.paths import is_dir, join, list_dir, shown
 from leyden.utils.rank import say, speak_plainly
+from leyden.utils.seed import isolate_rng
 from leyden.utils.table import draw_table
 from leyden.views import RunViews
 
+if TYPE_CHECKING:
+    from leyden.plan import Plan
+
 P = ParamSpec("P")
+
+_profilers = LazyModule("leyden.profilers.profiler")
+_profiling = LazyModule("leyden.core.profiling")
+_plan = LazyModule("leyden.plan")
 
 
 def _takes(options: Callable[P, Any]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
@@ -76,7 +87,7 @@ class Trainer(RunViews):
     @_takes(TrainerOptions)
     def __init__(self, **given: Any) -> None:
         speak_plainly()
-        forget_warnings()
+        forget_warnings(check_argument("warnings", given.get("warnings")))
         arguments, self._given_to_fit = accept(given)
         self.options = _as_trial(TrainerOptions(**arguments))
         options = self.options
@@ -157,23 +168,46 @@ class Trainer(RunViews):
         Raises:
             MisconfigurationError: The run cannot work; the message says why and what to do.
         """
-        train_dataloaders, datamodule = _datamodule_in_place(train_dataloaders, datamodule)
-        if train_dataloaders is not None or val_dataloaders is not None:
-            _refuse_both(datamodule, "train_dataloaders or val_dataloaders")
+        given, datamodule = _loaders_of_fit(train_dataloaders, val_dataloaders, datamodule)
         self._complete_limits()
         self.state.should_stop, self.state.stop_reason = False, ""
         self.state.save_requests.clear()
         path = ckpt_path if ckpt_path is not None else self._given_to_fit.pop("ckpt_path", None)
-        given = {
-            "train": (train_dataloaders, "fit(train_dataloaders=...)"),
-            "val": (val_dataloaders, "fit(val_dataloaders=...)"),
-        }
         path = self._find_checkpoint(path, "fit")
         self._fitted = None
         self._start(Fn.FIT, model, given, datamodule, path, weights_only, fit)
         self._fitted, self._fit_run = self._module, self._run
         if self.state.stop_reason:
             say(f"Trainer.fit stopped: {self.state.stop_reason.rstrip('.')}.")
+
+    def plan(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+    ) -> Plan:
+        """Print what ``fit`` with the same arguments would do, in which order, without training; and return it.
+
+        Datamodule and model are set up and torn down as in a fit, and make loaders and optimizers; callbacks and
+        loggers are not called, no batch is read, and the Trainer, weights and random generators stay as they are.
+
+        Raises:
+            MisconfigurationError: The run cannot work, as ``fit`` would say.
+        """
+        given, datamodule = _loaders_of_fit(train_dataloaders, val_dataloaders, datamodule)
+        kept = {name: getattr(self, name) for name in ("options", "state", "datamodule", "profiler", "_module", "_run")}
+        callbacks, before, self.profiler = list(self.callbacks), self.state, _profilers.Profiler()
+        self.state = RunState(fn=Fn.FIT, position=dataclasses.replace(before.position), epoch_rng=before.epoch_rng)
+        try:
+            self._complete_limits()
+            with isolate_rng():
+                plan: Plan = _plan.make_plan(self._make_run(Fn.FIT, model, given, datamodule))
+        finally:
+            vars(self).update(kept)
+            self.callbacks[:] = callbacks
+        self.print(str(plan))
+        return plan
 
     def validate(
         self,
@@ -324,14 +358,16 @@ class Trainer(RunViews):
         _check_model(model, fn)
         if datamodule is not None and not isinstance(datamodule, LightningDataModule):
             raise TypeError(f"datamodule={datamodule!r} is not a LightningDataModule.{_datamodule_hint(datamodule)}")
-        forget_warnings()
+        forget_warnings(self.options.warnings)
         self._module, self.datamodule = model, datamodule
         self._take_callbacks_of(model)
         sources = {}
         for kind in ("train", "val", "test", "predict"):
             loaders, argument = given.get(kind, (None, ""))
             sources[kind] = Source(kind, loaders, argument, datamodule, model, LightningModule)
-        run = Run(
+        measured = type(self.profiler) is not _profilers.Profiler  # which does nothing
+        make: Callable[..., Run] = partial(_profiling.ProfiledRun, self.profiler) if measured else Run
+        run = make(
             trainer=self,
             fn=fn,
             options=self.options,
@@ -358,6 +394,7 @@ class Trainer(RunViews):
     def _complete_limits(self) -> None:
         """Settle when training ends where nothing was said, and say so when there is nothing left to do."""
         options, position = self.options, self.state.position
+        forget_warnings(options.warnings)
         if options.max_epochs is None:
             endless = options.max_steps == -1 and not any(isinstance(c, Timer) for c in self.callbacks)
             if endless:
@@ -456,6 +493,7 @@ class Trainer(RunViews):
         return max(found, key=lambda path: os.path.getmtime(path) if os.path.exists(path) else 0.0, default="")
 
     def _checkpoint_to_evaluate(self, model: LightningModule | None, path: Any, method: str) -> str | None:
+        forget_warnings(self.options.warnings)
         if not isinstance(path, _ByRule):
             return self._find_checkpoint(path, method)
         just_fitted = self._fitted is not None and (model is None or model is self._fitted)
@@ -512,6 +550,8 @@ class Trainer(RunViews):
 
     def _manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         run = self._running
+        if run.window.share != 1:
+            loss = loss / run.window.share
         if fire := run.hooks.on_before_backward:
             fire(loss)
         run.backward(loss, *args, **kwargs)
@@ -560,6 +600,14 @@ def _datamodule_in_place(loaders: Any, datamodule: Any) -> tuple[Any, Any]:
             raise MisconfigurationError("Two datamodules were given. Give one.")
         return None, loaders
     return loaders, datamodule
+
+
+def _loaders_of_fit(train: Any, val: Any, datamodule: Any) -> tuple[dict[str, tuple[Any, str]], Any]:
+    """What fit was given, by kind, with the arguments' names; and the datamodule."""
+    train, datamodule = _datamodule_in_place(train, datamodule)
+    if train is not None or val is not None:
+        _refuse_both(datamodule, "train_dataloaders or val_dataloaders")
+    return {"train": (train, "fit(train_dataloaders=...)"), "val": (val, "fit(val_dataloaders=...)")}, datamodule
 
 
 def _refuse_both(datamodule: Any, loaders: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,8 +24,12 @@ from leyden.core.state import Fn, RunState, Stage, Status
 from leyden.fabric.precision import Precision
 from leyden.fabric.strategies.strategy import Strategy
 from leyden.loggers.logger import Logger
+from leyden.option_checks import make_profiler
 from leyden.options import TrainerOptions
 from leyden.utils.errors import MisconfigurationError, nearest
+
+if TYPE_CHECKING:
+    from leyden.profilers.profiler import Profiler
 
 
 class RunViews:
@@ -189,6 +194,12 @@ class RunViews:
         root = self.options.default_root_dir
         return os.getcwd() if root is None else os.fspath(root)
 
+    @cached_property
+    def profiler(self) -> Profiler:
+        """Who measures the run: by default a Profiler that measures nothing."""
+        made: Profiler = make_profiler(self.options.profiler)
+        return made
+
     @property
     def precision(self) -> str:
         """The precision's full name, such as ``"32-true"``."""
@@ -299,6 +310,7 @@ class RunViews:
         return (
             run is not None
             and options.check_val_every_n_epoch is not None
+            and run.validation_seconds == math.inf
             and run.validation_interval in (math.inf, self.num_training_batches)
         )
 

@@ -857,3 +857,29 @@ def test_lightning_is_told_where_to_go_on(step, hook, epoch, batch, last):
     progress = loop["epoch_loop.batch_progress"]
     assert (progress["current"]["processed"], progress["is_last_batch"]) == (batch, last)
     assert progress["total"]["processed"] == step
+
+
+def test_a_run_that_max_steps_ended_with_an_epoch_goes_on_as_if_it_had_not(tmp_path):
+    def data():
+        return DataLoader(tiny_data(64), 16, shuffle=True)
+
+    def trained(steps, **options):
+        torch.manual_seed(4)
+        model = TinyModel("adam")
+        trainer = leyden.Trainer(
+            max_steps=steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, data(), **options)
+        return model, trainer
+
+    straight, _ = trained(8)
+    _, trainer = trained(4)
+    trainer.save_checkpoint(tmp_path / "four.ckpt")
+    torch.manual_seed(99)
+    resumed, _ = trained(8, ckpt_path=tmp_path / "four.ckpt")
+    for one, other in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(one, other)

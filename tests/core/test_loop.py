@@ -805,13 +805,6 @@ def test_gradients_are_clipped_by_norm_and_by_value():
     assert gradient(gradient_clip_val=0.5, gradient_clip_algorithm="value").tolist() == [0.5] * 5
 
 
-def test_clipping_and_accumulation_are_refused_in_manual_optimization():
-    with pytest.raises(MisconfigurationError, match=r"self\.clip_gradients"):
-        trained(Manual(), gradient_clip_val=1.0)
-    with pytest.raises(MisconfigurationError, match="Step the optimizer every so many batches"):
-        trained(Manual(), accumulate_grad_batches=2)
-
-
 def test_manual_backward_is_refused_in_automatic_optimization():
     class Wrong(Noting):
         def training_step(self, batch, batch_idx):

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 
 import leyden
 from leyden.core.callback import Callback
+from leyden.core.former_hooks import FORMER_HOOKS
 from leyden.core.module import LightningModule
 from leyden.core.results import PLACES
 from leyden.loggers.logger import Logger
@@ -120,7 +121,7 @@ def test_in_training_values_may_go_by_epoch(hook):
     assert run_all(logs_in(hook, on_step=False, on_epoch=True)).of("v") == [(1, 1.0)]
 
 
-@pytest.mark.parametrize("hook", [place for place in PLACES if place not in BY_STEP])
+@pytest.mark.parametrize("hook", [place for place in PLACES if place not in (*BY_STEP, *FORMER_HOOKS)])
 def test_elsewhere_values_go_by_epoch_unless_told(hook):
     logged = run_all(logs_in(hook)).of("v")
     assert logged == [(2 if "test" in hook else 1, 1.0)]

@@ -20,6 +20,7 @@ RANK = {
     "option_checks": 4,
     "views": 4,
     "legacy": 4,
+    "plan": 4,
     "tuner": 5,
     "cli": 5,
     "report": 5,

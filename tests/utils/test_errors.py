@@ -47,6 +47,60 @@ def test_it_can_be_silenced_by_its_id():
             warn("LD999", "Matters.")
 
 
+def test_ignored_it_is_not_given():
+    forget_warnings({"LD998": "ignore"})
+    assert given(("LD998", ""), ("LD999", "")) == ["About . [LD999]"]
+
+
+def test_always_given_it_repeats_even_under_pythons_own_filter():
+    forget_warnings({"LD998": "always"})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            warn("LD998", "Again.")
+    assert [(warning.filename, str(warning.message)) for warning in caught] == [(__file__, "Again. [LD998]")] * 3
+
+
+def test_as_an_error_it_is_raised_on_every_process(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    forget_warnings({"LD998": "error"})
+    for _ in range(2):
+        with warnings.catch_warnings(), pytest.raises(LeydenWarning, match=r"No\. \[LD998\]"):
+            warnings.simplefilter("ignore")
+            warn("LD998", "No.")
+
+
+def test_actions_hold_until_the_next_run():
+    forget_warnings({"LD998": "ignore"})
+    forget_warnings()
+    assert given(("LD998", "")) == ["About . [LD998]"]
+
+
+def test_a_trainers_actions_hold_in_its_own_runs(tmp_path):
+    from leyden.trainer import Trainer
+    from models import ValidatedModel, tiny_loader
+
+    bare = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    bare |= {"enable_model_summary": False, "max_epochs": 1}
+    silent = Trainer(**bare, warnings={"LD051": "ignore"})
+    strict = Trainer(**bare, warnings={"LD051": "error"})
+    silent.fit(ValidatedModel(), tiny_loader())
+    with pytest.raises(LeydenWarning, match=r"\[LD051\]"):
+        strict.fit(ValidatedModel(), tiny_loader())
+    with pytest.warns(LeydenWarning, match=r"\[LD051\]"):
+        Trainer(**bare).fit(ValidatedModel(), tiny_loader())
+
+
+def test_a_trainers_actions_hold_for_what_is_wrong_with_its_arguments():
+    from leyden.trainer import Trainer
+
+    with pytest.raises(LeydenWarning, match=r"\[LD060\]"):
+        Trainer(logger=False, accelerator="cpu", warnings={"LD060": "error"}).fit(None)
+    with pytest.raises(LeydenWarning, match=r"\[LD174\]"):
+        Trainer(accelerator="cpu", gradient_clip_algorithm="value", warnings={"LD174": "error"})
+
+
 def test_it_points_at_the_line_that_caused_it():
     def of_the_framework():
         warn("LD998", "Here.")

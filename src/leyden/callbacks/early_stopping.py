@@ -61,6 +61,7 @@ class EarlyStopping(Callback):
     """
 
     monitors = True
+    may_end_training = True
 
     def __init__(
         self,

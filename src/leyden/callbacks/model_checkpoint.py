@@ -175,6 +175,16 @@ class ModelCheckpoint(Checkpoint):
         """A checkpoint is considered in every n-th epoch; 0 when something else triggers it."""
         return self._every_n_epochs
 
+    @property
+    def every_n_train_steps(self) -> int:
+        """A checkpoint is considered after every n-th optimizer step; 0 when something else triggers it."""
+        return self._every_n_train_steps
+
+    @property
+    def train_time_interval(self) -> timedelta | None:
+        """A checkpoint is considered after so much time; None when something else triggers it."""
+        return self._interval
+
     # When a checkpoint is considered.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

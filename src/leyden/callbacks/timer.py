@@ -34,6 +34,8 @@ class Timer(Callback):
         MisconfigurationError: ``duration`` or ``interval`` is none of these.
     """
 
+    may_end_training = True
+
     def __init__(
         self,
         duration: str | timedelta | dict[str, int] | None = None,

@@ -54,6 +54,11 @@ class Source:
         """True when there is anywhere to take loaders from."""
         return bool(self.name)
 
+    @property
+    def is_asked(self) -> bool:
+        """True where a hook makes the loaders, and may be asked again."""
+        return self._hook is not None
+
     def load(self) -> Any:
         """The loader or collection of loaders."""
         self.loaded = self._hook() if self._hook is not None else self._given

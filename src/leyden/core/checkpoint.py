@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -210,6 +212,7 @@ def _capture_loop(run: Run) -> dict[str, Any]:
         "epoch_rng": run.state.epoch_rng,
         "loader": run.train.state_dict(in_epoch=run.state.position.batch > 0) if hasattr(run, "train") else {},
         "precision": run.precision.state_dict(),
+        "since_validation": 0.0 if run.validation_seconds == math.inf else time.monotonic() - run.validated_at,
     }
 
 
@@ -219,6 +222,7 @@ def _restore_loop(run: Run, state: dict[str, Any]) -> None:
     run.state.epoch_rng = state["epoch_rng"]
     run.loader_state = state["loader"]
     run.precision.load_state_dict(state["precision"])
+    run.since_validation = state.get("since_validation", 0.0)
     set_rng_state(state["rng"])
     position = run.state.position
     where = f", after batch {position.batch}" if position.batch else ""

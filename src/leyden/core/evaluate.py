@@ -15,6 +15,7 @@ on_{...}_end
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from leyden.core.batches import Batches
+from leyden.core.former_hooks import with_step_end
 from leyden.core.hooks import overrides, parameters_of, takes
 from leyden.core.lifecycle import start_logging
 from leyden.core.module import LightningModule
@@ -63,8 +65,10 @@ def ready_to_validate(run: Run) -> None:
 
 def validate_inside_fit(run: Run) -> None:
     """Validate while training; the metrics go to callbacks, bar and loggers."""
+    run.renew_validation_data()
     with torch.no_grad():
         _evaluate(run, Stage.VALIDATE)
+    run.validated_at = time.monotonic()
 
 
 def validate(run: Run) -> Metrics:
@@ -197,7 +201,8 @@ def _step_of(run: Run, word: str, several: bool) -> tuple[Callable[..., Any], in
                 f"{type(run.module).__name__}.{name}{parameters_of(step)} must take (batch) or (batch, batch_idx) or "
                 "(batch, batch_idx, dataloader_idx)."
             )
-    return (in_context(step, run.precision) if run.precision.has_context else step), arity
+    bound = in_context(step, run.precision) if run.precision.has_context else step
+    return run.timed(name, with_step_end(bound, run.module, f"{name}_end", run.results)), arity
 
 
 def _start_evaluating(module: LightningModule, word: str) -> list[tuple[nn.Module, bool]]:

@@ -25,6 +25,7 @@ on_fit_end
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -33,9 +34,9 @@ from torch import Tensor
 from leyden.core.checkpoint import restore_loop, write_asked
 from leyden.core.evaluate import ready_to_validate, sanity_check, validate_inside_fit
 from leyden.core.lifecycle import start_logging
-from leyden.core.optimizers import Turn, toggle, untoggle
+from leyden.core.optimizers import LRSchedulerConfig, Turn, Window, toggle, untoggle
 from leyden.core.outputs import loss_of, losses_of, seen_by_hooks
-from leyden.core.preflight import check_optimization
+from leyden.core.preflight import check_optimization, check_schedules
 from leyden.core.run import Run, warn_about_modes
 from leyden.core.state import Stage
 from leyden.utils.errors import MisconfigurationError, warn
@@ -65,10 +66,12 @@ def fit(run: Run) -> None:
             state.stop_reason = "limit_train_batches=0"
         elif not must_stop(run):
             run.load_training_data()
+            check_schedules(run)
             ready_to_validate(run)
             warn_about_modes(run.module)
             if fire := hooks.on_train_start:
                 fire()
+            run.validated_at = time.monotonic() - run.since_validation
             while not must_stop(run):
                 train_epoch(run)
             if fire := hooks.on_train_end:
@@ -100,10 +103,13 @@ def must_stop(run: Run) -> bool:
 def train_epoch(run: Run) -> None:
     """Train on the rest of one epoch: from ``position.batch`` to the loader's end or a stop."""
     run.resolve_changed_hooks()
+    if run.state.position.batch == 0:
+        run.renew_training_data()
     hooks, state, results, train = run.hooks, run.state, run.results, run.train
     position, max_steps = state.position, run.options.max_steps
     steps_before_epoch = position.global_step
-    validates_by_batch = _validates_in_this_epoch(run)
+    validates_by_batch = validates_in_this_epoch(run)
+    is_due = validation_is_due if run.validation_seconds == math.inf else _is_due_by_time
     log_every, automatic, turns = run.log_every, run.module.automatic_optimization, run.turns
     alone = len(turns) == 1
     work = (train_batch if alone else _several_turns) if automatic else _manual_batch
@@ -113,7 +119,8 @@ def train_epoch(run: Run) -> None:
     if position.batch == 0 and (fire := hooks.on_train_epoch_start):
         fire()
 
-    for batch in train.rest_of_epoch(position, state):
+    batches = train.rest_of_epoch(position, state)
+    for batch in batches:
         index = position.batch
         results.begin_batch(batch)
         if batch is None:
@@ -130,7 +137,7 @@ def train_epoch(run: Run) -> None:
             stepped = turns[0].stepped if alone else any(turn.stepped for turn in turns)
             position.global_step += stepped
         else:
-            stepped = batch is not None
+            stepped = batch is not None and run.window.steps
         position.batch += 1  # before the hooks, so that a checkpoint they save resumes at the next batch
         position.batch_total += 1
         if run.schedulers and automatic:
@@ -141,7 +148,7 @@ def train_epoch(run: Run) -> None:
             position.stepped_batches += 1
             if log_every and position.stepped_batches % log_every == 0:
                 run.send(results.step_metrics(), run.log_step)
-        if validates_by_batch and _validation_is_due(run, index):
+        if validates_by_batch and is_due(run, index):
             if run.pending == 0:
                 run.module.on_validation_model_zero_grad()
             validate_inside_fit(run)
@@ -150,7 +157,8 @@ def train_epoch(run: Run) -> None:
         if state.save_requests and run.pending == 0:
             write_asked(run)  # the safe point: no hook is half done, no gradient half accumulated
         if position.global_step >= max_steps != -1 or (state.should_stop and must_stop(run)):
-            complete = train.is_last
+            if complete := train.is_last:
+                next(batches, None)  # the loader is read to its very end, where samplers draw too
             break
 
     results.begin_batch(None)
@@ -158,7 +166,7 @@ def train_epoch(run: Run) -> None:
     if fire := hooks.on_train_epoch_end:
         fire()
     for turn in turns:
-        turn.pending = 0
+        turn.forget()
     if run.schedulers and automatic and complete:
         _step_plateau(run, "epoch", position.epoch)
     run.send(results.end_epoch(clear=complete), run.log_step)
@@ -177,7 +185,7 @@ def train_batch(run: Run, batch: Any, index: int, turn: Turn | None = None) -> A
     if turn is None:
         turn = run.turns[0]
     optimizer = turn.optimizer
-    stepping, share = _accumulation(run, index, turn)
+    stepping, share = accumulation(run, index, turn)
     clears = turn.pending == 0
     turn.stepped = False
     output: Any = None
@@ -215,7 +223,7 @@ def train_batch(run: Run, batch: Any, index: int, turn: Turn | None = None) -> A
             turn.stepped = True
     else:  # LBFGS, an optimizer not of torch's, or a module that overrides optimizer_step
         output = _NOT_RUN
-        run.module.optimizer_step(run.state.position.epoch, index, turn.wrapped, closure)
+        run.optimizer_step(run.state.position.epoch, index, turn.wrapped, closure)
         if output is _NOT_RUN:
             raise MisconfigurationError(
                 f"{type(run.module).__name__}.optimizer_step() did not call optimizer_closure, which trains on the "
@@ -257,7 +265,7 @@ def _shared_step(run: Run, due: list[Turn], batch: Any, index: int) -> Any:
     output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
     losses = losses_of(output, run, due)
     for left, (turn, loss) in enumerate(reversed(losses), start=1 - len(losses)):
-        _, share = _accumulation(run, index, turn)
+        _, share = accumulation(run, index, turn)
         if turn.pending == 0:
             _clear_gradients(run, turn, index)
         if share != 1:
@@ -270,7 +278,7 @@ def _shared_step(run: Run, due: list[Turn], batch: Any, index: int) -> Any:
         if fire := hooks.on_after_backward:
             fire()
     for turn in due:
-        stepping, _ = _accumulation(run, index, turn)
+        stepping, _ = accumulation(run, index, turn)
         if stepping and turn.pending:
             _finish_gradients(run, turn)
             run.precision.step(turn.optimizer)
@@ -284,8 +292,13 @@ _NO_STEP = (
     "opt.zero_grad(), self.manual_backward(loss), opt.step()."
 )
 
+_NO_STEP_IN_LAST = (
+    "{}.step() was called in a batch, and not in the last one of its accumulation window, so those gradients are lost. "
+    "With accumulate_grad_batches={} call step() in every batch: the Trainer puts it off to the window's last one."
+)
 
-def _accumulation(run: Run, index: int, turn: Turn) -> tuple[bool, int]:
+
+def accumulation(run: Run, index: int, turn: Turn) -> tuple[bool, int]:
     """Does the optimizer step after batch ``index``, and among how many batches is its step shared?
 
     The last window of an epoch may be shorter; its gradient is the mean over the batches it really has. Where its
@@ -340,7 +353,8 @@ def _finish_gradients(run: Run, turn: Turn) -> None:
 
 
 def _manual_batch(run: Run, batch: Any, index: int) -> Any:
-    """One batch in manual optimization: training_step does it all."""
+    """One batch in manual optimization: training_step does it all, and its optimizers know when to step."""
+    run.window = _window(run, index) if run.accumulate != 1 else _NO_WINDOW
     if batch is None:
         return None
     output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
@@ -352,12 +366,30 @@ def _manual_batch(run: Run, batch: Any, index: int) -> Any:
     return output
 
 
-def _validates_in_this_epoch(run: Run) -> bool:
+_NO_WINDOW, _EACH_BATCH = Window(), Turn(None)
+
+
+def _window(run: Run, index: int) -> Window:
+    """What accumulation means for batch ``index`` in manual optimization."""
+    window = run.accumulate
+    steps, share = accumulation(run, index, _EACH_BATCH)
+    if index % window == 0:
+        for turn in run.turns:
+            if turn.held:
+                warn("LD206", _NO_STEP_IN_LAST.format(type(turn.optimizer).__name__, window))
+                turn.forget()
+    unforeseen = steps and run.train.count == math.inf
+    return Window(steps, share, window / (index % window + 1) if unforeseen else 1.0)
+
+
+def validates_in_this_epoch(run: Run) -> bool:
+    """True when validation runs in the epoch in work, or may at its end."""
     every = run.options.check_val_every_n_epoch
     return run.validates and (every is None or (run.state.position.epoch + 1) % every == 0)
 
 
-def _validation_is_due(run: Run, index: int) -> bool:
+def validation_is_due(run: Run, index: int) -> bool:
+    """True when validation runs after batch ``index``, in an epoch in which it runs."""
     if run.validation_interval == math.inf or run.validation_interval == run.train.count:
         return run.train.is_last or (run.state.should_stop and must_stop(run))
     across_epochs = run.options.check_val_every_n_epoch is None
@@ -365,16 +397,28 @@ def _validation_is_due(run: Run, index: int) -> bool:
     return bool(done % run.validation_interval == 0) or (run.state.should_stop and must_stop(run))
 
 
+def _is_due_by_time(run: Run, index: int) -> bool:
+    is_over = time.monotonic() - run.validated_at >= run.validation_seconds
+    return run.strategy.any(is_over) or (run.state.should_stop and must_stop(run))
+
+
 def _step_schedulers(run: Run, index: int) -> None:
-    """Step the schedulers that watch nothing: by step after a step, by epoch after the epoch's last batch."""
+    """Step the schedulers that watch nothing."""
     for config in run.schedulers:
-        if config.reduce_on_plateau:
-            continue
-        if config.interval == "step":
-            if run.turn_of[id(config)].stepped and (index + 1) % config.frequency == 0:
-                run.module.lr_scheduler_step(config.scheduler, None)
-        elif run.train.is_last and (run.state.position.epoch + 1) % config.frequency == 0:
-            run.module.lr_scheduler_step(config.scheduler, None)
+        if scheduler_is_due(run, config, index):
+            run.step_scheduler(config.scheduler, None)
+
+
+def scheduler_is_due(run: Run, config: LRSchedulerConfig, index: int) -> bool:
+    """True when a scheduler steps after batch ``index``: by step after a step, by epoch after the epoch's last batch.
+
+    False for one that watches a metric.
+    """
+    if config.reduce_on_plateau:
+        return False
+    if config.interval == "step":
+        return run.turn_of[id(config)].stepped and (index + 1) % config.frequency == 0
+    return run.train.is_last and (run.state.position.epoch + 1) % config.frequency == 0
 
 
 def _step_plateau(run: Run, interval: str, count: int) -> None:
@@ -384,7 +428,7 @@ def _step_plateau(run: Run, interval: str, count: int) -> None:
             continue
         logged = run.results.callback_metrics()
         if config.monitor in logged:
-            run.module.lr_scheduler_step(config.scheduler, logged[config.monitor])
+            run.step_scheduler(config.scheduler, logged[config.monitor])
             continue
         problem = (
             f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged: {', '.join(sorted(logged))}."

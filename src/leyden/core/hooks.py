@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from leyden.core.callback import Callback
+from leyden.core.former_hooks import FormerHooks
 from leyden.utils.errors import MisconfigurationError
 
 if TYPE_CHECKING:
@@ -58,30 +59,55 @@ class Hooks:
         def __getattr__(self, name: str) -> Callable[..., Any] | None: ...
 
 
-def resolve(trainer: Any, module: Any, callbacks: Sequence[Callback], module_base: type, results: Results) -> Hooks:
+def untimed(action: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """``call`` as it is: nobody measures how long ``action`` takes."""
+    return call
+
+
+def resolve(
+    trainer: Any,
+    module: Any,
+    callbacks: Sequence[Callback],
+    module_base: type,
+    results: Results,
+    timed: Callable[[str, Callable[..., Any]], Callable[..., Any]] = untimed,
+) -> Hooks:
     """Bind each event to its implementers, callbacks first, then the module.
 
     At the end of a training epoch, callbacks that monitor metrics come after the module, so that they see what it
-    logged there.
+    logged there. What is called is what ``timed`` makes of a hook, given its name for people.
 
     Raises:
         MisconfigurationError: A hook cannot take the call it will get.
     """
-    hooks = Hooks()
+    hooks, former = Hooks(), FormerHooks(trainer, module, callbacks, results)
     for name, arguments in HOOKS.items():
         of_callbacks: list[tuple[bool, Callable[..., Any]]] = [
-            (getattr(callback, "monitors", False), partial(adapt(callback, name, 2, arguments), trainer, module))
+            (
+                getattr(callback, "monitors", False),
+                timed(action_of(callback, name), partial(adapt(callback, name, 2, arguments, former), trainer, module)),
+            )
             for callback in callbacks
             if overrides(callback, name, Callback)
         ]
-        of_module = [adapt(module, name, 0, arguments)] if overrides(module, name, module_base) else []
+        of_module = []
+        if overrides(module, name, module_base):
+            of_module.append(timed(action_of(module, name), adapt(module, name, 0, arguments, former)))
         if name == "on_train_epoch_end":
             first = [call for monitors, call in of_callbacks if not monitors]
             calls = [*first, *of_module, *(call for monitors, call in of_callbacks if monitors)]
         else:
             calls = [*(call for _, call in of_callbacks), *of_module]
+        calls = former.around(name, calls)
         setattr(hooks, name, _fire(name, calls, results, bool(of_module)) if calls else None)
     return hooks
+
+
+def action_of(owner: object, hook: str) -> str:
+    """What a profiler calls the hook of ``owner``, such as ``"[Callback]ModelCheckpoint.on_train_batch_end"``."""
+    bases = [base.__name__ for base in type(owner).__mro__]
+    kind = next((k for k in ("Callback", "LightningDataModule", "LightningModule") if k in bases), "")
+    return f"[{kind}]{type(owner).__name__}.{hook}"
 
 
 def overrides(owner: object, name: str, base: type) -> bool:
@@ -108,11 +134,15 @@ def parameters_of(function: Callable[..., Any]) -> str:
     return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
 
 
-def adapt(owner: object, name: str, leading: int, arguments: tuple[str, ...]) -> Callable[..., Any]:
+def adapt(
+    owner: object, name: str, leading: int, arguments: tuple[str, ...], former: FormerHooks
+) -> Callable[..., Any]:
     """The hook ``name`` of ``owner``, ready for the call it will get: ``leading`` arguments, then ``arguments``.
 
     A hook that leaves the last parameter, ``dataloader_idx``, out is called without it.
     """
+    if (call_of_then := former.adapted(owner, name, leading)) is not None:
+        return call_of_then
     method: Callable[..., Any] = getattr(owner, name)
     if takes(method, leading + len(arguments)):
         return method

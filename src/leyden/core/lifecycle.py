@@ -28,6 +28,7 @@ from leyden.utils.errors import MisconfigurationError, warn
 
 def prepare(run: Run) -> None:
     """Everything before the loop that is the same for all four methods."""
+    run.begin()
     module, datamodule, stage = run.module, run.datamodule, str(run.fn)
     module.trainer = run.trainer
     if datamodule is not None:
@@ -35,17 +36,17 @@ def prepare(run: Run) -> None:
     run.resolve_hooks()
     for owner in (datamodule, module):
         if owner is not None:
-            owner.prepare_data()
+            run.hook(owner, "prepare_data")()
     for logger in run.loggers:
         _ = logger.version  # chosen now, before any of them makes a folder, so that all choose the same
     if datamodule is not None:
-        datamodule.setup(stage=stage)
+        run.hook(datamodule, "setup")(stage=stage)
     for callback in run.callbacks:
         if overrides(callback, "setup", Callback):
-            callback.setup(run.trainer, module, stage=stage)
-    module.setup(stage=stage)
+            run.hook(callback, "setup")(run.trainer, module, stage=stage)
+    run.hook(module, "setup")(stage=stage)
     with run.precision.init_context():
-        module.configure_model()
+        run.hook(module, "configure_model")()
     module.trainer = run.trainer  # modules that were made just now are part of the run too
     run.let_log()
     restore_model(run)
@@ -131,7 +132,7 @@ def _last_calls(run: Run, status: str) -> list[Callable[[], Any]]:
     ]
     calls.append(partial(run.module.teardown, stage=stage))
     calls += [partial(logger.finalize, status) for logger in run.loggers]
-    return [*calls, partial(_detach, run)]
+    return [*calls, run.end, partial(_detach, run)]
 
 
 def _detach(run: Run) -> None:

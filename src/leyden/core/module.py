@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 
 from leyden.core.loading import class_only, load_module
 from leyden.core.optimizers import default_scheduler_step, toggle, untoggle
-from leyden.utils.errors import MisconfigurationError, warn
+from leyden.utils.errors import MisconfigurationError, NotBuiltError, warn
 from leyden.utils.hparams import AttributeDict, collect_hyperparameters
+from leyden.utils.lazy import LazyModule
 from leyden.utils.tree import move_data_to_device
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from leyden.core.types import Trainer
 
 Self = TypeVar("Self", bound="LightningModule")
+
+_export = LazyModule("leyden.core.export")
 
 
 class LightningModule(nn.Module):
@@ -52,8 +55,15 @@ class LightningModule(nn.Module):
     _hparams_name: str | None = None
     _log_hyperparams: bool = False
     _toggled: dict[nn.Parameter, bool] | None = None
-    # torch.jit.trace, which a logger draws graphs with, must not look at what only a run has.
-    __jit_unused_properties__ = ["fabric", "global_rank", "local_rank", "logger", "loggers", "trainer"]
+    # TorchScript, with which a logger draws graphs too, must not compile what only Python knows.
+    __jit_unused_properties__ = [
+        *("current_epoch", "device", "device_mesh", "dtype", "fabric", "global_rank", "global_step", "hparams"),
+        *("hparams_initial", "local_rank", "logger", "loggers", "on_gpu", "trainer"),
+    ]
+    __jit_ignored_attributes__ = [
+        *("automatic_optimization", "example_input_array", "strict_loading", "prepare_data_per_node"),
+        *("_hparams", "_hparams_initial", "_hparams_name", "_log_hyperparams", "_results", "_toggled", "_trainer"),
+    ]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         # Made ready here, so that a module whose __init__ forgets super().__init__() works all the same.
@@ -257,7 +267,10 @@ class LightningModule(nn.Module):
 
         Args:
             name: Its name; the same name may be logged in several hooks.
-            value: A number, a tensor with one element, or a metric object with update, compute and reset.
+            value: A number, a tensor with one element, or a metric object with update, compute and reset; or a figure
+                of matplotlib, or an Image, Audio, Text, Histogram or Table of ``leyden.loggers.media``, which only
+                loggers get: in training steps the latest at every ``log_every_n_steps``-th step, elsewhere the last of
+                the epoch.
             prog_bar: Show it in the progress bar.
             logger: Send it to the loggers; default yes.
             on_step: Send the value of every ``log_every_n_steps``-th step. Default: yes in training steps and hooks.
@@ -383,6 +396,11 @@ class LightningModule(nn.Module):
         return torch.get_default_dtype()
 
     @property
+    def device_mesh(self) -> None:
+        """How the processes are arranged; None, since there is one."""
+        return None
+
+    @property
     def on_gpu(self) -> bool:
         """True when the module is on a CUDA device."""
         return self.device.type == "cuda"
@@ -476,6 +494,60 @@ class LightningModule(nn.Module):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Called first when a checkpoint was read; may change it."""
+
+    # Export. The module is in evaluation mode meanwhile, without gradients, and afterwards as it was.
+
+    def to_onnx(self, file_path: Any = None, input_sample: Any = None, **export_kwargs: Any) -> Any:
+        """Export to ONNX by ``torch.onnx.export``; returns what that returns, an ``ONNXProgram``.
+
+        Args:
+            file_path: A path, local or remote, or a binary file. Weights may go to a second file beside it.
+            input_sample: An input for ``forward``; default ``example_input_array``, which takes the same forms.
+            export_kwargs: Options of ``torch.onnx.export``.
+
+        Raises:
+            ModuleNotFoundError: ``onnx`` or ``onnxscript`` is missing.
+            ValueError: There is no input.
+        """
+        return _export.to_onnx(self, file_path, input_sample, export_kwargs)
+
+    def to_torchscript(
+        self, file_path: Any = None, method: str = "script", example_inputs: Any = None, **kwargs: Any
+    ) -> Any:
+        """Compile to TorchScript, which torch deprecates in favour of what ``to_exported_program`` makes.
+
+        Args:
+            file_path: A path, local or remote, or a binary file; ``torch.jit.load`` reads it.
+            method: ``"script"`` compiles the code of ``forward``, ``"trace"`` records one call of it.
+            example_inputs: For ``"trace"`` an input for ``forward``; default ``example_input_array``.
+            kwargs: Options of ``torch.jit.script`` or ``torch.jit.trace``.
+
+        Raises:
+            ValueError: ``method`` is unknown, or there is no input to trace.
+        """
+        return _export.to_torchscript(self, file_path, method, example_inputs, kwargs)
+
+    def to_exported_program(
+        self, file_path: Any = None, example_inputs: Any = None, dynamic_shapes: Any = None
+    ) -> torch.export.ExportedProgram:
+        """Export by ``torch.export.export``: a graph of the whole ``forward``, which runs without this class.
+
+        Args:
+            file_path: A path, local or remote, or a binary file; ``torch.export.load`` reads it.
+            example_inputs: An input for ``forward``; default ``example_input_array``.
+            dynamic_shapes: Dimensions that may vary, as ``torch.export.export`` takes them; default none.
+
+        Raises:
+            ValueError: There is no input.
+        """
+        program: torch.export.ExportedProgram = _export.to_exported_program(
+            self, file_path, example_inputs, dynamic_shapes
+        )
+        return program
+
+    def to_tensorrt(self, *args: Any, **kwargs: Any) -> Any:
+        """Not built yet; says what to use instead."""
+        raise NotBuiltError("LightningModule.to_tensorrt", "Give what to_exported_program returns to Torch-TensorRT.")
 
     # Hooks, in the order of a fit.
 

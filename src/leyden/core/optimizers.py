@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
@@ -77,16 +78,26 @@ class SteppingOptimizer:
     Everything else is the optimizer's own; to ``isinstance`` it is one of the optimizer's class.
     """
 
-    def __init__(self, optimizer: Optimizer, step: Callable[[Optimizer, Callable[[], Any] | None], Any]) -> None:
-        self.__dict__.update(optimizer=optimizer, _step=step)
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        step: Callable[[Optimizer, Callable[[], Any] | None], Any],
+        optimizers: Callable[[], list[Optimizer]],
+    ) -> None:
+        self.__dict__.update(optimizer=optimizer, _step=step, _optimizers=optimizers)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step once; returns what the closure returned."""
+        """Step once, or leave it to a later batch of the window; returns what the closure returned."""
         return self._step(self.optimizer, closure)
 
-    def toggle_model(self, sync_grad: bool = True) -> AbstractContextManager[None]:
-        """Gradients are synchronised inside as outside: there is one process."""
-        return nullcontext()
+    @contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
+        """Inside, only this optimizer's parameters require gradients; with one process there is nothing to sync."""
+        frozen = toggle(self.optimizer, self._optimizers())
+        try:
+            yield
+        finally:
+            untoggle(frozen)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[Any]:
@@ -102,9 +113,24 @@ class SteppingOptimizer:
             setattr(self.__dict__["optimizer"], name, value)
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What accumulation means for the batch in work, in manual optimization.
+
+    Attributes:
+        steps: The optimizers really step in this batch.
+        share: Batches among which their step is shared: ``manual_backward`` divides the loss by them.
+        catch_up: Factor of the gradients at the step, where ``share`` turned out to be too large.
+    """
+
+    steps: bool = True
+    share: int = 1
+    catch_up: float = 1.0
+
+
 @dataclass(slots=True)
 class Turn:
-    """One optimizer's part in automatic optimization.
+    """One optimizer's part in optimization.
 
     Attributes:
         optimizer: The optimizer; None where nothing is optimized.
@@ -114,9 +140,10 @@ class Turn:
         step: The step method that gives its loss.
         step_takes_index: ``step`` wants ``batch_idx`` too.
         closure_first: The closure may run before ``optimizer.step`` with the same result.
-        pending: Backward passes since it stepped last.
+        pending: Backward passes since it stepped last; in manual optimization, calls of ``step`` that are put off.
         stepped: It stepped in the batch in work.
         weight: Sum of the ``"weight"`` of these batches, a number or a tensor; None where steps return none.
+        held: Gradients of the calls that are put off.
     """
 
     optimizer: Any
@@ -129,6 +156,43 @@ class Turn:
     pending: int = 0
     stepped: bool = False
     weight: Any = None
+    held: dict[Tensor, Tensor] = field(default_factory=dict)
+
+    def hold(self) -> None:
+        """Take the gradients out of the parameters and keep them, where no ``zero_grad`` of the user's gets at them.
+
+        Gradients that other losses leave in these parameters are cleared by the user as ever, and do not mix in.
+        """
+        fresh = {p: p.grad.detach() for p in self._parameters() if p.grad is not None}
+        self._add_held(fresh)
+        self.held.update(fresh)
+        for parameter in fresh:
+            parameter.grad = None
+        self.pending += 1
+
+    def release(self, factor: float) -> None:
+        """Put the gradients that were kept back, together with those that are there, times ``factor``."""
+        total = {p: p.grad.detach() for p in self._parameters() if p.grad is not None}
+        self._add_held(total)
+        total = {**self.held, **total}
+        if factor != 1:
+            torch._foreach_mul_(list(total.values()), factor)
+        for parameter, gradient in total.items():
+            parameter.grad = gradient
+        self.forget()
+
+    def forget(self) -> None:
+        """End the window."""
+        self.pending = 0
+        self.held = {}
+
+    def _parameters(self) -> Iterator[Any]:
+        return (p for group in self.optimizer.param_groups for p in group["params"])
+
+    def _add_held(self, gradients: dict[Tensor, Tensor]) -> None:
+        both = [p for p in gradients if p in self.held]
+        if both:
+            torch._foreach_add_([gradients[p] for p in both], [self.held[p] for p in both])
 
 
 def named_turns(returned: Any) -> dict[str, tuple[Any, int]]:

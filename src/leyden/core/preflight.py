@@ -5,16 +5,20 @@ from __future__ import annotations
 import difflib
 import inspect
 import itertools
+import math
 import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import nn
+from torch.optim import lr_scheduler
 
 from leyden.core.callback import Callback
 from leyden.core.datamodule import LightningDataModule
+from leyden.core.former_hooks import FORMER_HOOKS, adapted, check_former_hooks
 from leyden.core.hooks import HOOKS, overrides, parameters_of, takes
 from leyden.core.module import LightningModule
+from leyden.core.optimizers import LRSchedulerConfig
 from leyden.core.results import PLACES
 from leyden.core.run import KIND, WORD, Run
 from leyden.core.source import called_names, log_calls, logged_names, mentions, readable, user_classes
@@ -48,6 +52,12 @@ _FORMER_HOOKS = {
     "configure_sharded_model": "Define configure_model().",
     "on_post_move_to_device": "Define on_fit_start().",
     "tbptt_split_batch": "Set automatic_optimization = False and split the batch in training_step.",
+}
+_FORMER_STAGES = {
+    Fn.FIT: ("training", "validation"),
+    Fn.VALIDATE: ("validation",),
+    Fn.TEST: ("test",),
+    Fn.PREDICT: (),
 }
 _STAGE_OF = {Fn.FIT: Stage.TRAIN, Fn.VALIDATE: Stage.VALIDATE, Fn.TEST: Stage.TEST, Fn.PREDICT: Stage.PREDICT}
 _HOOK_PREFIXES = (
@@ -87,7 +97,8 @@ def check_run(run: Run) -> None:
             )
     for owner, base in _owners(run):
         _check_spelling(owner, base, run)
-        _check_calls(owner, base)
+        _check_calls(owner, base, run)
+    check_former_hooks(run.module, _FORMER_STAGES[run.fn])
     _check_step_and_loader(run)
     if run.fn is Fn.FIT:
         _check_training(run)
@@ -115,6 +126,121 @@ def check_optimization(run: Run) -> None:
             _check_monitor(run, type(config.scheduler).__name__, config.monitor)
 
 
+def check_schedules(run: Run) -> None:
+    """Refuse schedulers that end before the run does, and warn of those whose total counts something else.
+
+    Called when the training loader, the optimizers and a checkpoint's state are there. Looks at schedulers of torch's
+    that know their total, where the number of their steps is known too.
+
+    Raises:
+        MisconfigurationError: A OneCycleLR would step beyond its end, which torch refuses when it gets there.
+    """
+    module, position = run.module, run.state.position
+    if not module.automatic_optimization or overrides(module, "lr_scheduler_step", LightningModule):
+        return
+    for config in run.schedulers:
+        if (steps := _steps_of(run, config)) is not None:
+            _check_end(run, config, steps)
+            if config.frequency == 1 and not position.batch_total:
+                _warn_of_interval(run, config, steps)
+
+
+def _check_end(run: Run, config: LRSchedulerConfig, steps: int) -> None:
+    """Refuse a scheduler that would step beyond its end, where it raises."""
+    total, where, ends = _total_of(config.scheduler)
+    position = run.state.position
+    if total is None or not ends:
+        return
+    steps += config.scheduler.last_epoch - (_steps_of(run, config, position.epoch, position.batch) or 0)
+    if steps <= total:
+        return
+    problem = (
+        f"{where}={total} is too few: this run steps it {steps} times (interval={config.interval!r}), and it cannot "
+        f"step beyond its end. Give {steps}; trainer.estimated_stepping_batches is the number of optimizer steps of a "
+        "run."
+    )
+    if not any(getattr(callback, "may_end_training", False) for callback in run.callbacks):
+        raise MisconfigurationError(problem)
+    warn("LD217", f"Unless a callback ends training before: {problem}", subject=where)
+
+
+def _warn_of_interval(run: Run, config: LRSchedulerConfig, steps: int) -> None:
+    """Say so when the length of a schedule is told in epochs and it steps with every batch, or the other way round."""
+    scheduler, by_epoch = config.scheduler, config.interval == "epoch"
+    total, where, _ = _total_of(scheduler)
+    of_run, epochs = _length(run)
+    other = of_run if by_epoch else epochs
+    warms_up = not by_epoch and isinstance(scheduler, lr_scheduler.LinearLR)  # for as many steps as there are epochs
+    if total is not None and of_run >= 2 * epochs and abs(total - other) <= 0.1 * other and not warms_up:
+        meant, unit, interval = (
+            ("optimizer steps", "epoch", "step") if by_epoch else ("epochs", "optimizer step", "epoch")
+        )
+        warn(
+            "LD215",
+            f"{where}={total} fits the {other} {meant} of this run, but {type(scheduler).__name__} steps with every "
+            f"{unit}, {steps} times. Return {{'scheduler': scheduler, 'interval': {interval!r}}}, or give {steps}.",
+            subject=where,
+        )
+    elif isinstance(scheduler, lr_scheduler.SequentialLR) and scheduler._milestones[-1] >= steps:
+        warn(
+            "LD216",
+            f"SequentialLR(milestones={scheduler._milestones}): it steps with every {'epoch' if by_epoch else 'step'}, "
+            f"{steps} times in this run, so the last of its schedulers never begins. Give smaller milestones, or "
+            "another 'interval'.",
+        )
+
+
+def _total_of(scheduler: Any) -> tuple[int | None, str, bool]:
+    """After how many steps ``scheduler`` is at its end, the argument that says so, and if it refuses to go on then."""
+    name = type(scheduler).__name__
+    if isinstance(scheduler, lr_scheduler.SequentialLR):
+        total, where, ends = _total_of(scheduler._schedulers[-1])
+        if total is None:
+            return None, "", False
+        return total + scheduler._milestones[-1], f"SequentialLR: the last milestone and {where}, together", ends
+    for kind, argument in _TOTALS.items():
+        if isinstance(scheduler, kind):
+            return getattr(scheduler, argument), f"{name}({argument})", kind is lr_scheduler.OneCycleLR
+    return None, "", False
+
+
+_TOTALS: dict[type, str] = {
+    lr_scheduler.OneCycleLR: "total_steps",
+    lr_scheduler.CosineAnnealingLR: "T_max",
+    lr_scheduler.LinearLR: "total_iters",
+    lr_scheduler.PolynomialLR: "total_iters",
+}
+
+
+def _length(run: Run) -> tuple[int | float, int | float]:
+    """Optimizer steps and epochs of the whole run; ``inf`` where there is no end in sight."""
+    options, count = run.options, run.train.count
+    epochs = math.inf if options.max_epochs in (None, -1) else options.max_epochs
+    most = math.inf if options.max_steps == -1 else options.max_steps
+    by_epoch = math.inf if count == math.inf else math.ceil(count / run.accumulate)
+    steps = min(most, epochs * by_epoch) if epochs else 0
+    return steps, min(epochs, math.ceil(steps / by_epoch)) if by_epoch and steps < math.inf else epochs
+
+
+def _steps_of(run: Run, config: LRSchedulerConfig, epochs: int | None = None, batches: int = 0) -> int | None:
+    """How often a scheduler steps in so many epochs and batches, by default in the whole run; None if not known."""
+    count, window, frequency = run.train.count, run.accumulate, config.frequency
+    if config.reduce_on_plateau or count in (0, math.inf) or any(turn.every > 1 for turn in run.turns):
+        return None
+    count = int(count)
+    if epochs is None:
+        steps, _ = _length(run)
+        if steps == math.inf:
+            return None
+        epochs, rest = divmod(int(steps), math.ceil(count / window))
+        batches = rest * window
+    if config.interval == "epoch":
+        return epochs // frequency
+    together = math.lcm(window, frequency)
+    in_tail = count % window != 0 and count % frequency == 0
+    return epochs * (count // together + in_tail) + batches // together
+
+
 def _owners(run: Run) -> Iterator[tuple[Any, type]]:
     yield run.module, LightningModule
     if run.datamodule is not None:
@@ -129,6 +255,8 @@ def _check_spelling(owner: Any, base: type, run: Run) -> None:
     for cls in user_classes(owner):
         for name, value in vars(cls).items():
             if not name.startswith(_HOOK_PREFIXES) or not inspect.isfunction(value) or name in known:
+                continue
+            if owner is run.module and name in FORMER_HOOKS:
                 continue
             meant = name if name in _FORMER_HOOKS else _meant(name, known)
             # A method that the class itself calls is a helper, and one that makes loaders may be called by the script.
@@ -164,11 +292,11 @@ def _has_loader(run: Run, hook: str) -> bool:
     return rest == "dataloader" and run.sources[kind].exists
 
 
-def _check_calls(owner: Any, base: type) -> None:
+def _check_calls(owner: Any, base: type, run: Run) -> None:
     """A method that cannot take its call would end the run when that comes, perhaps after hours."""
     for name in _CALLED:
         original = vars(base).get(name)
-        if original is None or not overrides(owner, name, base):
+        if original is None or not overrides(owner, name, base) or adapted(owner, name, run.trainer) is not None:
             continue
         parameters = list(inspect.signature(original).parameters.values())[1:]
         arguments = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -243,17 +371,13 @@ def _check_training(run: Run) -> None:
         raise MisconfigurationError(
             f"{name}.training_step{parameters_of(step)} must take (batch) or (batch, batch_idx).{hint}"
         )
-    if not module.automatic_optimization:
-        if options.gradient_clip_val:
-            raise MisconfigurationError(
-                f"Trainer(gradient_clip_val={options.gradient_clip_val}) does nothing in manual optimization. "
-                "Call self.clip_gradients(optimizer, gradient_clip_val=...) in training_step."
-            )
-        if options.accumulate_grad_batches != 1:
-            raise MisconfigurationError(
-                f"Trainer(accumulate_grad_batches={options.accumulate_grad_batches}) does nothing in manual "
-                "optimization. Step the optimizer every so many batches in training_step."
-            )
+    every = options.reload_dataloaders_every_n_epochs
+    if every and not (run.sources["train"].is_asked or run.sources["val"].is_asked):
+        warn(
+            "LD205",
+            f"Trainer(reload_dataloaders_every_n_epochs={every}) does nothing, because the loaders were passed to fit, "
+            f"which cannot be asked again. Define train_dataloader() in {name} or a datamodule.",
+        )
 
 
 def _warn_of_no_validation(run: Run) -> None:
@@ -336,7 +460,7 @@ def _monitors(run: Run) -> Iterator[tuple[str, str]]:
 def check_loaders_of_monitors(run: Run, loaders: list[str]) -> None:
     """Refuse a monitored name without the name of the loader where there are several, and with it where not."""
     classes = _logging_classes(run)
-    by_loader = ("validation_step", "on_validation_batch_start", "on_validation_batch_end")
+    by_loader = ("validation_step", "validation_step_end", "on_validation_batch_start", "on_validation_batch_end")
     others = logged_names(classes, {*by_loader, *_unused_methods(run, classes)} - called_names(classes))
     if others is None or mentions(classes, "add_dataloader_idx"):
         return
@@ -397,7 +521,8 @@ def _is_logged(name: str, logged: Collection[str]) -> bool:
 
 def _does_not_run(method: str, run: Run) -> bool:
     silent = ("test", "predict") if run.validates else ("test", "predict", "validation")
-    return any(method == f"{word}_step" or method.startswith(f"on_{word}_") for word in silent)
+    names = {f"{word}_{what}" for word in silent for what in ("step", "step_end", "epoch_end")}
+    return method in names or any(method.startswith(f"on_{word}_") for word in silent)
 
 
 def _without_validation(run: Run) -> str:

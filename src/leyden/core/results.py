@@ -12,6 +12,7 @@ from torch import Tensor
 from leyden.core.metrics import is_metric, restore_running_states, running_states
 from leyden.core.state import Stage
 from leyden.utils.errors import MisconfigurationError, warn
+from leyden.utils.lazy import LazyModule
 from leyden.utils.tree import batch_size_of
 
 # Where values may be logged: (on_step by default, on_epoch by default, may be logged by step at all).
@@ -29,6 +30,8 @@ PLACES: dict[str, tuple[bool, bool, bool]] = {
     "on_train_start": _ONLY_BY_EPOCH,
     "on_train_epoch_start": _ONLY_BY_EPOCH,
     "on_train_epoch_end": _ONLY_BY_EPOCH,
+    "training_step_end": _BY_STEP,
+    "training_epoch_end": _ONLY_BY_EPOCH,
     **{
         place.format(stage): rule
         for stage in ("validation", "test")
@@ -39,6 +42,8 @@ PLACES: dict[str, tuple[bool, bool, bool]] = {
             ("on_{}_start", _ONLY_BY_EPOCH),
             ("on_{}_epoch_start", _ONLY_BY_EPOCH),
             ("on_{}_epoch_end", _ONLY_BY_EPOCH),
+            ("{}_step_end", _BY_EPOCH),
+            ("{}_epoch_end", _ONLY_BY_EPOCH),
         )
     },
 }
@@ -48,6 +53,8 @@ _REDUCTIONS: dict[Any, str] = {
     **{"avg": "mean", torch.mean: "mean", torch.sum: "sum", torch.min: "min", torch.max: "max"},
     **{min: "min", max: "max", sum: "sum"},
 }
+
+_media = LazyModule("leyden.loggers.media")
 
 # Options of an entry that comes from a checkpoint: those it is logged with are not known before it is.
 _RESTORED = ()
@@ -147,17 +154,20 @@ class Results:
         batch: The batch in work, from which the number of samples is taken.
         entries: The entries of the stage and loader in work, by place and name.
         by_step: Something was logged by step in the stage in work.
+        due_media: Images and the like that go to the loggers with the next values, by name.
         ended: The epoch's batches are over, so ``callback_metrics`` shows the epoch's values too.
     """
 
     __slots__ = (
         "_finished_bar",
         "_finished_callback",
+        "_media",
         "_samples",
         "_suffix",
         "_tables",
         "batch",
         "by_step",
+        "due_media",
         "ended",
         "entries",
         "hook",
@@ -175,6 +185,8 @@ class Results:
         self.stage: Stage | None = None
         self.logged_metrics: dict[str, Any] = {}
         self.entries: dict[tuple[str, str], Entry] = {}
+        self.due_media: dict[str, Any] = {}
+        self._media: dict[tuple[Stage | None, bool, str], Any] = {}  # by stage, by step or epoch, and name
         self._samples: int | None = None
         self._suffix = ""
         self._tables: dict[tuple[Stage | None, str], dict[tuple[str, str], Entry]] = {}
@@ -226,6 +238,9 @@ class Results:
         options = (prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, metric_attribute)
         entry = self.entries.get((self.hook, name))
         if entry is None:
+            if _is_media(value):
+                self._log_media(name, value, options)
+                return
             entry = self._declare(name, value, options, batch_size)
         elif entry.options != options:
             entry = self._declare_again(entry, name, value, options, batch_size)
@@ -255,6 +270,20 @@ class Results:
     def _declare(self, name: str, value: Any, options: tuple[Any, ...], batch_size: Any) -> Entry:
         """Check a call that is the first of its name at its place."""
         _, _, on_step, on_epoch, _, add_dataloader_idx, metric_attribute = options
+        on_step, on_epoch = self._when(name, on_step, on_epoch, add_dataloader_idx)
+        if batch_size is not None and (not hasattr(batch_size, "__float__") or batch_size < 0):
+            raise MisconfigurationError(f"self.log({name!r}, batch_size={batch_size!r}) is not a number of samples.")
+        if isinstance(value, Tensor) and value.is_complex():
+            raise ValueError(f"self.log({name!r}, value) takes a real number, got {value.dtype}. Log value.abs().")
+        entry = Entry(name, self._suffix if add_dataloader_idx else "", on_step, on_epoch, options)
+        if is_metric(value):
+            entry.metric = self._own_metric(name, value, metric_attribute)
+        self.entries[(self.hook, name)] = entry
+        self.by_step = self.by_step or on_step
+        return entry
+
+    def _when(self, name: str, on_step: bool | None, on_epoch: bool | None, suffixed: bool) -> tuple[bool, bool]:
+        """By step, and by epoch: what was asked for, or else what is usual here."""
         if not isinstance(name, str):
             raise TypeError(f"self.log takes a name first, got {name!r}. Write self.log('loss', loss).")
         if self.hook not in PLACES:
@@ -271,20 +300,34 @@ class Results:
             )
         if not on_step and not on_epoch:
             raise MisconfigurationError(f"self.log({name!r}, on_step=False, on_epoch=False) would log nothing.")
-        if "/dataloader_idx_" in name and add_dataloader_idx:
+        if "/dataloader_idx_" in name and suffixed:
             raise MisconfigurationError(
                 f"self.log({name!r}): '/dataloader_idx_' is added by Leyden; pass add_dataloader_idx=False to write it."
             )
-        if batch_size is not None and (not hasattr(batch_size, "__float__") or batch_size < 0):
-            raise MisconfigurationError(f"self.log({name!r}, batch_size={batch_size!r}) is not a number of samples.")
-        if isinstance(value, Tensor) and value.is_complex():
-            raise ValueError(f"self.log({name!r}, value) takes a real number, got {value.dtype}. Log value.abs().")
-        entry = Entry(name, self._suffix if add_dataloader_idx else "", on_step, on_epoch, options)
-        if is_metric(value):
-            entry.metric = self._own_metric(name, value, metric_attribute)
-        self.entries[(self.hook, name)] = entry
-        self.by_step = self.by_step or on_step
-        return entry
+        return on_step, on_epoch
+
+    def _log_media(self, name: str, value: Any, options: tuple[Any, ...]) -> None:
+        """Keep an image or the like, in place of the one before, until step or epoch values go out."""
+        prog_bar, logger, on_step, on_epoch, reduce_fx, add_dataloader_idx, _ = options
+        on_step, on_epoch = self._when(name, on_step, on_epoch, add_dataloader_idx)
+        what = f"self.log({name!r}, {type(value).__name__}, "
+        if prog_bar or logger is False:
+            option = "prog_bar=True" if prog_bar else "logger=False"
+            raise MisconfigurationError(f"{what}{option}): only loggers can show it. Leave {option} out.")
+        if reduce_fx != "mean":
+            raise MisconfigurationError(f"{what}reduce_fx={reduce_fx!r}): it cannot be reduced. Leave reduce_fx out.")
+        if on_step and (on_epoch or self.stage is not Stage.TRAIN):
+            raise MisconfigurationError(
+                f"{what}on_step=True) in {self.hook}: choose on_step=True (training only; every log_every_n_steps-th "
+                "step) or on_epoch=True (the last of the epoch)."
+            )
+        full_name = name + (self._suffix if add_dataloader_idx else "")
+        self._media[self.stage, on_step, full_name] = _media.as_media(value)
+
+    def _make_due(self, by_step: bool) -> None:
+        """Have the loggers get the images and the like of this stage that go out by step, or by epoch."""
+        for key in [key for key in self._media if key[0] is self.stage and key[1] is by_step]:
+            self.due_media[key[2]] = self._media.pop(key)
 
     def _declare_again(
         self, restored: Entry, name: str, value: Any, options: tuple[Any, ...], batch_size: Any
@@ -336,6 +379,8 @@ class Results:
     def step_metrics(self) -> dict[str, float]:
         """Step values logged since the last call, for the loggers; waits for the device once."""
         due = {}
+        if self._media:
+            self._make_due(by_step=True)
         for entry in self.entries.values():
             if entry.fresh:
                 entry.fresh = False
@@ -359,6 +404,8 @@ class Results:
         due: dict[str, Any] = {}
         if self.stage is Stage.TRAIN:
             self._show_live()
+        if self._media:
+            self._make_due(by_step=False)
         for entry in self.entries.values():
             if entry.epoch_name is not None and (value := entry.epoch_value()) is not None:
                 self._finished_callback[entry.name] = self._finished_callback[entry.epoch_name] = value
@@ -374,6 +421,7 @@ class Results:
 
     def forget(self, stage: Stage) -> None:
         """Drop everything that was logged in ``stage``: it was only a trial."""
+        self._media = {key: media for key, media in self._media.items() if key[0] is not stage}
         for (table_stage, _), entries in self._tables.items():
             if table_stage is stage:
                 for entry in entries.values():
@@ -478,6 +526,11 @@ def numbers(values: dict[Any, Any]) -> dict[str, float]:
     return found
 
 
+def _is_media(value: Any) -> bool:
+    """True for what leyden.loggers.media defines, and for figures of matplotlib; imports neither."""
+    return getattr(type(value), "is_media", False) or hasattr(value, "savefig")
+
+
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
@@ -556,7 +609,8 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise ValueError(
             f"self.log({name!r}, value) takes a number, a tensor with one element or a metric, "
-            f"got {type(value).__name__}: {value!r}."
+            f"got {type(value).__name__}: {value!r}. For what is none leyden.loggers.media has Text, Image, Figure, "
+            "Audio, Histogram and Table; give them a name that no number has."
         )
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 2**53:
         warn("LD010", f"self.log({name!r}, {value}) is rounded: it is kept as a 64-bit float.", subject=name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,14 @@ from leyden.core.batches import (
     without_shuffling,
 )
 from leyden.core.callback import Callback
-from leyden.core.hooks import Hooks, overrides, resolve, takes
+from leyden.core.former_hooks import adapted, with_step_end
+from leyden.core.hooks import Hooks, action_of, overrides, resolve, takes, untimed
 from leyden.core.module import LightningModule
-from leyden.core.optimizers import LRSchedulerConfig, SteppingOptimizer, Turn, named_turns, uniform
+from leyden.core.optimizers import LRSchedulerConfig, SteppingOptimizer, Turn, Window, named_turns, uniform
 from leyden.core.results import Results, numbers
 from leyden.core.state import Fn, RunState, Stage
 from leyden.fabric.strategies.strategy import Strategy
+from leyden.utils.durations import parse_duration
 from leyden.utils.errors import MisconfigurationError, warn
 
 if TYPE_CHECKING:
@@ -64,11 +67,17 @@ class Run:
         hooks: The events somebody listens to.
         results: What is logged.
         training_step: The module's, as the closure calls it.
+        optimizer_step: The module's.
+        step_scheduler: The module's ``lr_scheduler_step``.
         step_takes_index: ``training_step`` wants ``batch_idx`` too.
         turns: The optimizers' parts in automatic optimization.
         turn_of: The turn of a scheduler's optimizer, by the scheduler config's ``id``.
         shares_step: One ``training_step`` gives the losses of several optimizers.
         accumulate: Batches whose gradients make one optimizer step.
+        window: What that means for the batch in work, in manual optimization.
+        validation_seconds: Time between validations where ``val_check_interval`` is one, else ``inf``.
+        validated_at: When the last validation ended, or training began, by ``time.monotonic``.
+        since_validation: Seconds from the last validation to the checkpoint to go on from.
         checkpoint: The checkpoint to go on from; None when there is none.
         loader_state: The training loader's own state in it.
     """
@@ -76,6 +85,8 @@ class Run:
     train: TrainBatches
     training_step: Callable[..., Any]
     backward: Callable[..., None]
+    optimizer_step: Callable[..., Any]
+    step_scheduler: Callable[..., Any]
 
     def __init__(
         self,
@@ -111,25 +122,45 @@ class Run:
         self.schedulers: list[LRSchedulerConfig] = []
         self.step_takes_index = True
         self.accumulate = 1
+        self.window = Window()
         self.turns: list[Turn] = []
         self.turn_of: dict[int, Turn] = {}
         self.shares_step = False
         self.clip: Callable[[Optimizer], Any] | None = None
         self.zero_grad: Callable[[int, int, Optimizer], Any] | None = None
         self.validation_interval: int | float = math.inf
+        self.validation_seconds = math.inf
+        self.validated_at = self.since_validation = 0.0
         self.log_every = 0
 
         self.loader_state: dict[str, Any] = {}
         self._evaluation: dict[Stage, list[Batches]] = {}
+        self._asked_in: dict[str, int] = {}  # the period of loaders, by kind
         self._transfer: Any = None
         self._resolved_for: list[Callback] = []
         self._device_before = module.device
+
+    # For profiling.py, which measures what is bound. Without a profiler nothing is added.
+
+    def begin(self) -> None:
+        """The run begins."""
+
+    def end(self) -> None:
+        """The run is over, well or not."""
+
+    def timed(self, action: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """``call``, which a profiler knows as ``action``."""
+        return untimed(action, call)
+
+    def hook(self, owner: object, name: str) -> Callable[..., Any]:
+        """The method ``name`` of module, datamodule or a callback, for one call."""
+        return self.timed(action_of(owner, name), getattr(owner, name))
 
     # Bound before the loop.
 
     def resolve_hooks(self) -> None:
         """Bind the hooks of callbacks and module, and let callbacks log."""
-        self.hooks = resolve(self.trainer, self.module, self.callbacks, LightningModule, self.results)
+        self.hooks = resolve(self.trainer, self.module, self.callbacks, LightningModule, self.results, self.timed)
         self.let_log()
         self._resolved_for = list(self.callbacks)
 
@@ -152,7 +183,7 @@ class Run:
     def prepare_training(self) -> None:
         """Make the optimizers and bind everything that a training step calls."""
         module, options, precision = self.module, self.options, self.precision
-        returned = module.configure_optimizers()
+        returned = self.hook(module, "configure_optimizers")()
         if named := named_turns(returned):
             for name, (value, every) in named.items():
                 self._take_optimizers(value, name, every)
@@ -168,9 +199,12 @@ class Run:
         self._bind_turns()
         self.backward = precision.backward
         if overrides(module, "backward", LightningModule):
-            self.backward = lambda loss, **options: module.backward(precision.scale(loss), **options)
+            backward = self._method("backward")
+            self.backward = lambda loss, **options: backward(precision.scale(loss), **options)
         if overrides(module, "optimizer_zero_grad", LightningModule):
-            self.zero_grad = module.optimizer_zero_grad
+            self.zero_grad = self._method("optimizer_zero_grad")
+        self.optimizer_step = self._method("optimizer_step")
+        self.step_scheduler = self._method("lr_scheduler_step")
         self.clip = self._resolve_clipping()
         self.accumulate = options.accumulate_grad_batches
         self.log_every = 50 if options.log_every_n_steps is None else options.log_every_n_steps
@@ -183,7 +217,7 @@ class Run:
                 "Give one for each."
             )
         self.optimizers = list(optimizers)
-        self.wrapped_optimizers = [SteppingOptimizer(optimizer, self._step_now) for optimizer in optimizers]
+        self.wrapped_optimizers = [self._wrapped(optimizer) for optimizer in optimizers]
         for turn, optimizer, wrapped in zip(self.turns, self.optimizers, self.wrapped_optimizers, strict=False):
             self.precision.check_optimizer(optimizer)
             turn.optimizer, turn.wrapped = optimizer, wrapped
@@ -199,13 +233,16 @@ class Run:
         first = len(self.turns)
         for optimizer in optimizers:
             self.precision.check_optimizer(optimizer)
-            wrapped = SteppingOptimizer(optimizer, self._step_now)
+            wrapped = self._wrapped(optimizer)
             self.wrapped_optimizers.append(wrapped)
             self.turns.append(Turn(optimizer, name, every, wrapped))
         for config in schedulers:
             bound_to = getattr(config.scheduler, "optimizer", None)
             owners = [turn for turn in self.turns[first:] if turn.optimizer is bound_to]
             self.turn_of[id(config)] = owners[0] if owners else self.turns[first]
+
+    def _wrapped(self, optimizer: Optimizer) -> SteppingOptimizer:
+        return SteppingOptimizer(optimizer, self._step_now, lambda: self.optimizers)
 
     def _bind_turns(self) -> None:
         """Find the step method of every optimizer: ``training_step``, or one of its own."""
@@ -238,7 +275,13 @@ class Run:
 
     def _bind(self, step: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
         """``step`` as the loop calls it, and if it wants ``batch_idx`` too."""
-        return (in_context(step, self.precision) if self.precision.has_context else step), takes(step, 2)
+        bound = in_context(step, self.precision) if self.precision.has_context else step
+        bound = with_step_end(bound, self.module, "training_step_end", self.results)
+        return self.timed(getattr(step, "__name__", "training_step"), bound), takes(step, 2)
+
+    def _method(self, name: str) -> Callable[..., Any]:
+        """The module's method ``name``, as the loop calls it."""
+        return adapted(self.module, name, self.trainer) or getattr(self.module, name)
 
     @property
     def pending(self) -> int:
@@ -248,26 +291,56 @@ class Run:
     def _resolve_clipping(self) -> Callable[[Optimizer], Any] | None:
         module, precision = self.module, self.precision
         value, algorithm = self.options.gradient_clip_val, self.options.gradient_clip_algorithm or "norm"
+        if not module.automatic_optimization and not value:
+            return None  # what is overridden is training_step's to call
         if any(overrides(module, name, LightningModule) for name in ("configure_gradient_clipping", "clip_gradients")):
-            return lambda optimizer: module.configure_gradient_clipping(
-                optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm
-            )
+            clip = self._method("configure_gradient_clipping")
+            return lambda optimizer: clip(optimizer, gradient_clip_val=value, gradient_clip_algorithm=algorithm)
         return (lambda optimizer: precision.clip_gradients(optimizer, value, algorithm)) if value else None
 
     def load_training_data(self) -> None:
-        """Ask for the training loader, and count what depends on its length."""
-        if not hasattr(self, "train"):  # configure_optimizers may have asked for the number of steps
+        """Ask for the training loader, and give it its state back."""
+        self.renew_training_data()
+        epoch = self.state.position.epoch
+        # Where the run that is resumed would have asked for another loader, the state is of the one before.
+        if self.state.position.batch or self._period("train", epoch) == self._period("train", max(0, epoch - 1)):
+            self.train.load_state_dict(self.loader_state)
+
+    def renew_training_data(self) -> None:
+        """Ask for the training loader where there is none for this epoch; count what depends on its length."""
+        period = self._period("train", self.state.position.epoch)
+        if self._asked_in.get("train") != period:  # configure_optimizers may have asked for the number of steps
             source, limit = self.sources["train"], self.options.limit_train_batches
             loader = one_loader(source)
             if self.options.overfit_batches:
                 loader = without_shuffling(loader, source.name)
             self.train = TrainBatches(loader, source.name, limit, "limit_train_batches", self._transfer)
-        self.train.load_state_dict(self.loader_state)
-        self.validation_interval = self._resolve_validation_interval()
+            self.validation_interval = self._resolve_validation_interval()
+            self._asked_in["train"] = period
+
+    def renew_validation_data(self) -> None:
+        """Ask for the validation loaders anew where those that are there are of earlier epochs."""
+        period = self._period("val", self.state.position.epoch)
+        if Stage.VALIDATE in self._evaluation and self._asked_in["val"] != period:
+            before = {batches.name: batches.evaluated for batches in self._evaluation.pop(Stage.VALIDATE)}
+            for batches in self.evaluation(Stage.VALIDATE):
+                batches.evaluated = before.get(batches.name, 0)
+
+    def _period(self, kind: str, epoch: int) -> int:
+        """Which of the loaders that are asked for one after the other are those of ``epoch``.
+
+        Epochs are counted from the very first, so a resumed run asks where it would have asked anyway.
+        """
+        every: int = self.options.reload_dataloaders_every_n_epochs
+        return epoch // every if every and self.sources[kind].is_asked else 0
 
     def _resolve_validation_interval(self) -> int | float:
         """Training batches between validations; ``inf`` for the end of every epoch."""
         count, interval = self.train.count, self.options.val_check_interval
+        if isinstance(interval, str | timedelta | Mapping):
+            if self.validates and (span := parse_duration(interval, "val_check_interval")):
+                self.validation_seconds = span.total_seconds()
+            return math.inf
         across_epochs = self.options.check_val_every_n_epoch is None
         if not self.validates or interval is None or (isinstance(interval, float) and interval == 1.0):
             return count
@@ -310,6 +383,7 @@ class Run:
             kind = KIND[stage]
             source, option = self.sources[kind], f"limit_{kind}_batches"
             loaders = several_loaders(source)
+            self._asked_in[kind] = self._period(kind, self.state.position.epoch)
             if self.fn is Fn.FIT and any(isinstance(loader, GeneratorType) for loader in loaders.values()):
                 raise TypeError(
                     f"{source.name} gave a generator, which can be read only once, and validation reads it again and "
@@ -338,6 +412,8 @@ class Run:
 
     def send(self, metrics: dict[str, Any], step: int, with_epoch: bool = True) -> None:
         """Hand ``metrics``, and with them the epoch, to every logger; a value named ``step`` replaces ``step``."""
+        if self.results.due_media:
+            self._send_media(step)
         if not metrics or not self.loggers:
             return
         found = numbers(metrics)
@@ -347,6 +423,13 @@ class Run:
             found.setdefault("epoch", self.state.position.epoch)
         for logger in self.loggers:
             logger.log_metrics(found, step)
+
+    def _send_media(self, step: int) -> None:
+        """Hand the images and the like that are due to every logger."""
+        due, self.results.due_media = self.results.due_media, {}
+        for name, media in due.items():
+            for logger in self.loggers:
+                logger.log_media(name, media, step)
 
     @property
     def log_step(self) -> int:
@@ -359,9 +442,17 @@ class Run:
         if not self.module.automatic_optimization:
             if closure is not None:
                 result = closure()
+            turn = next(turn for turn in self.turns if turn.optimizer is optimizer)
+            if not self.window.steps:
+                turn.hold()
+                return result
+            if turn.pending or self.window.catch_up != 1:
+                turn.release(self.window.catch_up)
             self.precision.unscale(optimizer)
             if fire := self.hooks.on_before_optimizer_step:
                 fire(optimizer)
+            if self.clip is not None:
+                self.clip(optimizer)
             self.precision.step(optimizer)
             self.state.position.global_step += 1
             return result

@@ -20,11 +20,14 @@ def user_classes(owner: object) -> list[type]:
     return [cls for cls in type(owner).__mro__ if not f"{cls.__module__}.".startswith(framework)]
 
 
-def called_names(classes: Iterable[type]) -> set[str]:
-    """Names of the methods that the methods of ``classes`` call or hand on; where source is missing, none."""
+def called_names(classes: Iterable[type], besides: Collection[str] = ()) -> set[str]:
+    """Names of the methods that the methods of ``classes``, but ``besides``, call or hand on.
+
+    Where source is missing, none.
+    """
     return {
         node.attr
-        for node in _nodes(classes)
+        for node in _nodes(classes, besides)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and not _is_super(node.value)
     }
 
@@ -87,9 +90,9 @@ def _parsed(name: str, function: Callable[..., Any]) -> ast.FunctionDef | None:
     return tree if isinstance(tree, ast.FunctionDef) and tree.name == name else None
 
 
-def _nodes(classes: Iterable[type]) -> Iterator[ast.AST]:
-    for method in (method for cls in set(classes) for method in _methods(cls).values()):
-        if method is not None:
+def _nodes(classes: Iterable[type], besides: Collection[str] = ()) -> Iterator[ast.AST]:
+    for name, method in (item for cls in set(classes) for item in _methods(cls).items()):
+        if method is not None and name not in besides:
             yield from ast.walk(method)
 
 

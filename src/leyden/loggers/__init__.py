@@ -15,6 +15,7 @@ __getattr__, __dir__ = lazy_names(
         "CSVLogger": "leyden.loggers.csv",
         "Logger": "leyden.loggers.logger",
         "TensorBoardLogger": "leyden.loggers.tensorboard",
+        "media": "leyden.loggers.media",
     },
     not_built=dict.fromkeys(
         ("CometLogger", "LitLogger", "MLFlowLogger", "NeptuneLogger", "WandbLogger"),

@@ -6,7 +6,7 @@ import csv
 import io
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from leyden.loggers.folders import (
     DEFAULT_NAME,
@@ -21,6 +21,9 @@ from leyden.loggers.logger import DummyLogger, Logger
 from leyden.utils.errors import warn
 from leyden.utils.paths import AnyPath, atomic_write, exists, is_remote, join, make_dirs, open_file
 from leyden.utils.rank import is_rank_zero, rank_zero_only
+
+if TYPE_CHECKING:
+    from leyden.loggers.media import Media
 
 METRICS_FILE = "metrics.csv"
 
@@ -224,6 +227,10 @@ class CSVLogger(Logger):
             TypeError: A value is not one number.
         """
         self.experiment.log_metrics(with_prefix(metrics, self._prefix), step)
+
+    def log_media(self, name: str, media: Media, step: int | None = None) -> None:
+        """Write the file ``log_dir/media/name/step_N``: PNG, WAV, text, JSON or CSV."""
+        super().log_media(f"{self._prefix}-{name}" if self._prefix else name, media, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -6,8 +6,13 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from leyden.utils.errors import warn
+from leyden.utils.rank import rank_zero_only
+
 if TYPE_CHECKING:
     from torch import nn
+
+    from leyden.loggers.media import Media
 
 
 class Logger:
@@ -52,6 +57,15 @@ class Logger:
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record ``metrics`` at ``step``, the number of batches that stepped the optimizer, counted from 0."""
 
+    @rank_zero_only
+    def log_media(self, name: str, media: Media, step: int | None = None) -> None:
+        """Record an image or the like; here as the file ``log_dir/media/name/step_N``, whatever the tool can show."""
+        if self.log_dir is None:
+            who = type(self).__name__
+            warn("LD213", f"{who} has no folder, so that {name!r} is left out. Override {who}.log_media.", subject=who)
+        else:
+            media.write(self.log_dir, name, step)
+
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Record the hyper-parameters of the run."""
 
@@ -76,6 +90,9 @@ class DummyLogger(Logger):
     def experiment(self) -> Any:
         """An object on which anything can be called."""
         return _Nothing()
+
+    def log_media(self, name: str, media: Media, step: int | None = None) -> None:
+        """Do nothing."""
 
 
 class _Nothing:

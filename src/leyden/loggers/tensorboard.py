@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import struct
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping
@@ -148,6 +149,31 @@ class TensorBoardLogger(Logger):
                 self.experiment.add_scalar(name, number(name, value), step)
 
     @rank_zero_only
+    def log_media(self, name: str, media: Any, step: int | None = None) -> None:
+        """Record an image, figure, sound, text, histogram or table where TensorBoard shows it; a table as Markdown."""
+        tag = f"{self._prefix}-{name}" if self._prefix else name
+        if media.kind == "image":
+            self._add_summary(tag, step, image=_image_fields(media.encoded(name)))
+        elif media.kind == "audio":
+            channels, length = media.samples.shape
+            fields = {"sample_rate": media.sample_rate, "num_channels": channels, "length_frames": length}
+            fields |= {"encoded_audio_string": media.encoded(name), "content_type": "audio/wav"}
+            self._add_summary(tag, step, audio=fields)
+        elif media.kind == "histogram":
+            if (values := media.finite(name)).numel():
+                self.experiment.add_histogram(tag, values, step)
+        elif media.kind in ("text", "table"):
+            self.experiment.add_text(tag, media.text if media.kind == "text" else media.markdown(), step)
+        else:
+            super().log_media(tag, media, step)
+
+    def _add_summary(self, tag: str, step: int | None, **content: Any) -> None:
+        # By hand: SummaryWriter has PIL encode images and pyplot draw figures, and knows sound in mono only.
+        summary = require("tensorboard.compat.proto.summary_pb2", "TensorBoardLogger").Summary
+        value = summary.Value(tag=tag, **content)
+        self.experiment._get_file_writer().add_summary(summary(value=[value]), step)
+
+    @rank_zero_only
     def log_hyperparams(
         self,
         params: Mapping[str, Any] | Namespace,
@@ -240,6 +266,13 @@ class TensorBoardLogger(Logger):
         self.save()
         if self._experiment is not None and status == "success":
             self._experiment.close()
+
+
+def _image_fields(png: bytes) -> dict[str, Any]:
+    """A PNG as TensorBoard records it: with the size and the number of channels that its header tells."""
+    width, height, _, colours = struct.unpack(">IIBB", png[16:26])
+    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[colours]
+    return {"height": height, "width": width, "colorspace": channels, "encoded_image_string": png}
 
 
 def _by_position(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from leyden.utils.rank import is_rank_zero
@@ -34,23 +34,40 @@ class LeydenWarning(UserWarning):
     """Something works, but probably not as meant. The message ends in the warning's id, such as ``[LD003]``."""
 
 
+# What ``Trainer(warnings={id: action})`` may say: once a run, every time, never, or as an exception.
+WARNING_ACTIONS = ("once", "always", "ignore", "error")
+
 _already_said: set[tuple[str, str]] = set()
+_actions: dict[str, str] = {}
 _PACKAGE = str(Path(__file__).parents[1])
 
 
 def warn(identity: str, message: str, *, subject: str = "") -> None:
-    """Warn once a run.
+    """Warn once a run, unless ``Trainer(warnings=...)`` says otherwise.
 
     Args:
         identity: The warning's id, ``"LD"`` and three digits; docs/warnings.md lists them all.
         message: What is the matter and what to do about it.
         subject: What the warning is about, such as a metric's name, where each subject deserves its own warning.
+
+    Raises:
+        LeydenWarning: The action for this id is ``"error"``; on every process.
     """
-    if (identity, subject) in _already_said:
+    action, text = _actions.get(identity, "once"), f"{message} [{identity}]"
+    if action == "ignore" or (action == "once" and (identity, subject) in _already_said):
         return
+    if action == "error":
+        raise LeydenWarning(text)
     _already_said.add((identity, subject))
-    if is_rank_zero():
-        warnings.warn(f"{message} [{identity}]", LeydenWarning, stacklevel=_frames_of_ours())
+    if not is_rank_zero():
+        return
+    if action == "once":
+        warnings.warn(text, LeydenWarning, stacklevel=_frames_of_ours())
+    else:  # with no registry Python does not remember what it has shown
+        frame = sys._getframe(_frames_of_ours() - 1)
+        warnings.warn_explicit(
+            text, LeydenWarning, frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
+        )
 
 
 def _frames_of_ours() -> int:
@@ -61,9 +78,15 @@ def _frames_of_ours() -> int:
     return level
 
 
-def forget_warnings() -> None:
-    """Let every warning be given again: a new run begins."""
+def forget_warnings(actions: Mapping[str, str] | None = None) -> None:
+    """Let every warning be given again: a new run begins.
+
+    Args:
+        actions: One of ``WARNING_ACTIONS`` by id, in force until this is called again; the others are ``"once"``.
+    """
     _already_said.clear()
+    _actions.clear()
+    _actions.update(actions or {})
 
 
 def nearest(given: object, allowed: Iterable[str]) -> str:

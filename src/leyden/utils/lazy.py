@@ -17,6 +17,20 @@ class NotBuiltImportError(NotBuiltError, ImportError):
     """
 
 
+class LazyModule:
+    """A module of ours that few runs need, imported when a name of it is first read.
+
+    Made at the top of the file that uses it, where tests see it as the import it is: ``_export =
+    LazyModule("leyden.core.export")``.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._name), name)
+
+
 def lazy_names(
     package: str, names: Mapping[str, str], not_built: Mapping[str, str] | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
