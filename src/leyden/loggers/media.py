@@ -41,7 +41,7 @@ class Media:
 
     def encoded(self, name: str) -> bytes:
         """The file's bytes; waits for the device. ``name`` is for warnings."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define encoded(), which gives its file's bytes.")
 
     def write(self, folder: str, name: str, step: int | None) -> str:
         """Write ``folder/media/name/step_N``, local or remote; returns the file's path."""
