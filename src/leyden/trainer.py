@@ -19,7 +19,7 @@ from leyden.callbacks.progress import ProgressBar
 from leyden.callbacks.timer import Timer
 from leyden.core.batches import Source
 from leyden.core.callback import Callback
-from leyden.core.checkpoint import capture, write
+from leyden.core.checkpoint import capture
 from leyden.core.datamodule import LightningDataModule
 from leyden.core.evaluate import Metrics, predict, test, validate
 from leyden.core.fit import fit
@@ -29,9 +29,9 @@ from leyden.core.module import LightningModule
 from leyden.core.optimizers import SteppingOptimizer
 from leyden.core.preflight import check_run
 from leyden.core.run import Run
+from leyden.core.saving import write
 from leyden.core.state import Fn, RunState, SaveRequest, Status
 from leyden.fabric.resolve import resolve_hardware
-from leyden.legacy import accept
 from leyden.loggers.csv import CSVLogger
 from leyden.loggers.logger import DummyLogger, Logger
 from leyden.loggers.tensorboard import TensorBoardLogger
@@ -43,7 +43,6 @@ from leyden.utils.optional import installed
 from leyden.utils.paths import is_dir, join, list_dir, shown
 from leyden.utils.rank import say, speak_plainly
 from leyden.utils.seed import isolate_rng
-from leyden.utils.table import draw_table
 from leyden.views import RunViews
 
 if TYPE_CHECKING:
@@ -54,6 +53,8 @@ P = ParamSpec("P")
 _profilers = LazyModule("leyden.profilers.profiler")
 _profiling = LazyModule("leyden.core.profiling")
 _plan = LazyModule("leyden.plan")
+_legacy = LazyModule("leyden.legacy")
+_table = LazyModule("leyden.utils.table")
 
 
 def _takes(options: Callable[P, Any]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
@@ -76,6 +77,7 @@ class _ByRule:
 
 
 BY_RULE = _ByRule()
+_OPTIONS = {option.name for option in dataclasses.fields(TrainerOptions)}
 
 
 class Trainer(RunViews):
@@ -88,7 +90,7 @@ class Trainer(RunViews):
     def __init__(self, **given: Any) -> None:
         speak_plainly()
         forget_warnings(check_argument("warnings", given.get("warnings")))
-        arguments, self._given_to_fit = accept(given)
+        arguments, self._given_to_fit = _legacy.accept(given) if given.keys() - _OPTIONS else (given, {})
         self.options = _as_trial(TrainerOptions(**arguments))
         options = self.options
         self.state = RunState()
@@ -540,7 +542,7 @@ class Trainer(RunViews):
         names = list(dict.fromkeys(name for metrics in found for name in metrics))
         heads = [f"{method} metric", *(f"loader {i}" if len(found) > 1 else "value" for i in range(len(found)))]
         rows = [[name, *(_number(metrics.get(name)) for metrics in found)] for name in names]
-        self.print(draw_table(heads, rows))
+        self.print(_table.draw_table(heads, rows))
 
     def _clip_gradients(self, optimizer: Any, value: int | float | None, algorithm: str | None) -> None:
         value = self.options.gradient_clip_val if value is None else value

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from leyden.core.callback import Callback
+from leyden.utils.lazy import LazyModule
 from leyden.utils.rank import is_rank_zero
-from leyden.utils.summary import check_max_depth, summarize
 
 if TYPE_CHECKING:
     from leyden.core.module import LightningModule
     from leyden.core.types import Trainer
+
+_summary = LazyModule("leyden.utils.summary")
 
 
 class ModelSummary(Callback):
@@ -27,9 +29,9 @@ class ModelSummary(Callback):
     """
 
     def __init__(self, max_depth: int = 1) -> None:
-        check_max_depth(max_depth)
+        _summary.check_max_depth(max_depth)
         self.max_depth = max_depth
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if is_rank_zero():
-            print(summarize(pl_module, self.max_depth), flush=True)
+            print(_summary.summarize(pl_module, self.max_depth), flush=True)

@@ -15,7 +15,6 @@ from leyden.core.hooks import overrides
 from leyden.core.loading import load_weights
 from leyden.core.run import Run
 from leyden.core.state import Fn
-from leyden.fabric.checkpoint_io import unsafe_places
 from leyden.utils.errors import CheckpointError, warn
 from leyden.utils.hparams import plain_hyperparameters
 from leyden.utils.rank import say
@@ -124,31 +123,6 @@ def _check_epochs(run: Run, epochs: int) -> None:
             f"{run.trainer.ckpt_path} has completed {epochs} epochs, more than Trainer(max_epochs={limit}). "
             "Give a larger max_epochs."
         )
-
-
-def write_asked(run: Run) -> None:
-    """Write the checkpoints that callbacks asked for."""
-    requests, run.state.save_requests = run.state.save_requests, []
-    captured: dict[tuple[bool, int], dict[str, Any]] = {}
-    for request in requests:
-        kind = (request.weights_only, request.epoch)
-        if kind not in captured:
-            captured[kind] = capture(run, request.weights_only, request.epoch)
-        write(run, captured[kind], request.path)
-        if request.written is not None:
-            request.written(request.path)
-
-
-def write(run: Run, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
-    """Write ``checkpoint`` to ``path``, whole or not at all."""
-    if places := unsafe_places(checkpoint):
-        warn(
-            "LD040",
-            f"The checkpoint holds {', '.join(places[:3])}, which can only be read with weights_only=False. "
-            "Keep plain numbers, strings, containers and tensors in state_dict() and on_save_checkpoint().",
-            subject=places[0],
-        )
-    run.strategy.save_checkpoint(checkpoint, path, storage_options)
 
 
 def _capture_callbacks(run: Run) -> dict[str, Any]:

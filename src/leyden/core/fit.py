@@ -31,13 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leyden.core.checkpoint import restore_loop, write_asked
+from leyden.core.checkpoint import restore_loop
 from leyden.core.evaluate import ready_to_validate, sanity_check, validate_inside_fit
 from leyden.core.lifecycle import start_logging
 from leyden.core.optimizers import LRSchedulerConfig, Turn, Window, toggle, untoggle
 from leyden.core.outputs import loss_of, losses_of, seen_by_hooks
 from leyden.core.preflight import check_optimization, check_schedules
 from leyden.core.run import Run, warn_about_modes
+from leyden.core.saving import write_asked
 from leyden.core.state import Stage
 from leyden.utils.errors import MisconfigurationError, warn
 
