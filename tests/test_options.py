@@ -37,7 +37,7 @@ LIGHTNINGS = (
     "barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir enable_autolog_hparams "
     "model_registry suggest_integrations"
 )
-OURS = ["warnings"]
+OURS = ["on_nonfinite_loss", "warnings", "preempt_grace"]
 
 
 class ClusterEnvironment:

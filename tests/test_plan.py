@@ -265,6 +265,9 @@ def test_manual_optimization_is_not_foreseen():
     class Manual(TinyModel):
         automatic_optimization = False
 
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.optimizers().step()
+
     plan = trainer_of().plan(Manual(), tiny_loader(5))
     assert (plan.steps, plan.learning_rates, plan.epochs) == (None, {"SGD": []}, 2)
     assert "training_step takes them (manual optimization)" in str(plan)

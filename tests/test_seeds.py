@@ -312,6 +312,7 @@ def events(folder: str) -> dict[str, list[float]]:
 # Modules and data.
 
 
+@pytest.mark.filterwarnings("ignore:.*LD283")
 def test_the_first_example_runs_with_all_that_comes_by_default():
     trainer = Trainer(max_epochs=2, accelerator="cpu")
     trainer.fit(MyModel(), flat_loader())
@@ -478,6 +479,7 @@ def test_logger_true_is_tensorboard():
     assert len(events("lightning_logs/version_0")["train_loss"]) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*LD283")
 def test_a_logger_shows_what_it_is_made_of():
     class Draws(MyModel):
         def on_train_epoch_end(self):

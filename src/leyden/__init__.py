@@ -27,13 +27,19 @@ __getattr__, __dir__ = lazy_names(
         "callbacks": "leyden.callbacks",
         "demos": "leyden.demos",
         "loggers": "leyden.loggers",
+        "plugins": "leyden.plugins",
         "profilers": "leyden.profilers",
         "seed_everything": "leyden.utils.seed",
         "utilities": "leyden.utilities",
     },
     not_built={
-        "plugins": "For the number type use Trainer(precision=...).",
+        "EvalResult": "Call self.log in validation_step or test_step.",
+        "LightningLite": "Use leyden.Fabric.",
+        "TrainResult": "Call self.log in training_step, and return the loss.",
+        "metrics": "Use torchmetrics.",
+        "serve": "Serve what module.to_exported_program() makes.",
         "strategies": "One device needs none.",
         "tuner": "Give the optimizer its learning rate and the DataLoader its batch_size.",
     },
 )
+__all__ = __dir__()

@@ -1,7 +1,8 @@
-"""Keywords of the Trainer that Lightning 1.x had, in today's words."""
+"""Keywords and attributes of the Trainer that Lightning 1.x had, in today's words."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,6 +12,7 @@ from leyden.callbacks.model_summary import ModelSummary
 from leyden.core.callback import Callback
 from leyden.option_checks import STRATEGIES_OF_OLD, not_a
 from leyden.options import TrainerOptions
+from leyden.utils.arguments import add_arguments, chosen, warn_of_former
 from leyden.utils.errors import MisconfigurationError, NotBuiltError, nearest, warn
 
 
@@ -150,7 +152,7 @@ _FRACTIONS = {
 # What a true value turns on.
 _SWITCHES: dict[str, dict[str, Any]] = {
     "use_amp": {"precision": 16},
-    "terminate_on_nan": {"detect_anomaly": True},
+    "terminate_on_nan": {"on_nonfinite_loss": "stop"},
     "print_nan_grads": {"detect_anomaly": True},
     "reload_dataloaders_every_epoch": {"reload_dataloaders_every_n_epochs": 1},
 }
@@ -312,3 +314,131 @@ def _meaning(name: str, value: Any) -> Today:
     if name in _NOT_BUILT:
         raise NotBuiltError(f"Trainer({name}={value!r})", instead)
     raise TypeError(f"Trainer({name}={value!r}) has no counterpart today. {instead}")
+
+
+# What else trainer.fit and its like took.
+
+_LOADERS = {
+    "fit": {"train_dataloader": "train_dataloaders"},
+    "validate": {"val_dataloaders": "dataloaders"},
+    "test": {"test_dataloaders": "dataloaders"},
+    "predict": {},
+}
+_EVALUATION_ARGUMENTS = ("model", "dataloaders", "ckpt_path", "datamodule", "weights_only")
+METHOD_ARGUMENTS = {
+    "fit": (*_FIT_ARGUMENTS, "weights_only"),
+    "validate": (*_EVALUATION_ARGUMENTS, "verbose"),
+    "test": (*_EVALUATION_ARGUMENTS, "verbose"),
+    "predict": (*_EVALUATION_ARGUMENTS, "return_predictions"),
+}
+
+
+def loaders_of(method: str, loaders: Any, former: Mapping[str, Any]) -> Any:
+    """The loaders that ``trainer.fit`` or its like was given: ``loaders``, or those under the keyword of 1.x.
+
+    Raises:
+        TypeError: ``former`` has a keyword that 1.x had not either.
+        MisconfigurationError: Both are given.
+    """
+    for name, given in former.items():
+        today = _LOADERS[method].get(name)
+        if today is None:
+            raise TypeError(f"trainer.{method}({name}=...) is unknown.{nearest(name, METHOD_ARGUMENTS[method])}")
+        if loaders is not None:
+            raise MisconfigurationError(
+                f"trainer.{method}({name}=...) means {today}, which is given too. Leave {name} out."
+            )
+        warn("LD250", f"trainer.{method}({name}=...) is the old spelling of trainer.{method}({today}=...).")
+        loaders = given
+    return loaders
+
+
+# Attributes.
+
+
+def _dicts_of_schedulers(trainer: Any) -> list[dict[str, Any]]:
+    return [
+        {each.name: getattr(config, each.name) for each in fields(config)} for config in trainer.lr_scheduler_configs
+    ]
+
+
+def _number_of_gpus(trainer: Any) -> int:
+    return int(trainer.num_devices) if trainer.strategy.device.type == "cuda" else 0
+
+
+# What each was, made of what there is today, and today's spelling; None for what is gone, and what to do instead.
+ATTRIBUTES: dict[str, tuple[Callable[[Any], Any] | None, str]] = {
+    "lr_schedulers": (_dicts_of_schedulers, "lr_scheduler_configs, whose items have attributes, not keys"),
+    "progress_bar_dict": (lambda trainer: trainer.progress_bar_metrics, "progress_bar_metrics"),
+    "num_gpus": (_number_of_gpus, "num_devices"),
+    "gpus": (_number_of_gpus, "num_devices"),
+    "data_parallel_device_ids": (lambda trainer: trainer.device_ids, "device_ids"),
+    "root_gpu": (lambda trainer: trainer.strategy.device.index, "strategy.device"),
+    "validated_ckpt_path": (lambda trainer: trainer.ckpt_path, "ckpt_path"),
+    "tested_ckpt_path": (lambda trainer: trainer.ckpt_path, "ckpt_path"),
+    "predicted_ckpt_path": (lambda trainer: trainer.ckpt_path, "ckpt_path"),
+    "resume_from_checkpoint": (lambda trainer: trainer.ckpt_path, "ckpt_path"),
+    "training_type_plugin": (lambda trainer: trainer.strategy, "strategy"),
+    "train_loop": (lambda trainer: trainer.fit_loop, "fit_loop"),
+    "evaluation_loop": (lambda trainer: trainer.validate_loop, "validate_loop"),
+    "batch_idx": (lambda trainer: trainer.fit_loop.batch_idx, "fit_loop.batch_idx"),
+    "total_batch_idx": (lambda trainer: trainer.fit_loop.total_batch_idx, "fit_loop.total_batch_idx"),
+    "get_model": (lambda trainer: lambda: trainer.lightning_module, "lightning_module"),
+    "proc_rank": (lambda trainer: trainer.global_rank, "global_rank"),
+    "running_sanity_check": (lambda trainer: trainer.sanity_checking, "sanity_checking"),
+    "disable_validation": (lambda trainer: not trainer.enable_validation, "enable_validation, which is the opposite"),
+    "weights_save_path": (None, "Read trainer.checkpoint_callback.dirpath."),
+    "tpu_cores": (None, _NO_SUCH_DEVICE),
+    "ipus": (None, _NO_SUCH_DEVICE),
+    "optimizer_frequencies": (
+        None,
+        "How often each has its turn stands in what configure_optimizers returns: "
+        "{'generator': {'optimizer': optimizer, 'every': 5}, ...}.",
+    ),
+    **{
+        f"reset_{kind}_dataloader": (None, "Trainer(reload_dataloaders_every_n_epochs=1) asks for the loaders again.")
+        for kind in ("train", "val", "train_val")
+    },
+    **{
+        f"reset_{kind}_dataloader": (None, f"trainer.{kind}() asks for the loader each time.")
+        for kind in ("test", "predict")
+    },
+    "tune": (None, "Give the optimizer its learning rate and the DataLoader its batch_size."),
+    "tuner": (None, "Give the optimizer its learning rate and the DataLoader its batch_size."),
+}
+
+
+def attribute(trainer: Any, name: str) -> Any:
+    """What ``trainer.name`` was in 1.x, with a warning.
+
+    Raises:
+        AttributeError: There is nothing like it any more; the message says what to do instead.
+    """
+    make, today = ATTRIBUTES[name]
+    if make is None:
+        raise AttributeError(f"Trainer has no attribute {name!r} any more. {today}")
+    found = make(trainer)
+    warn("LD251", f"trainer.{name} is the old spelling of trainer.{today}.", subject=name)
+    return found
+
+
+# The command line.
+
+_NOT_ON_COMMAND_LINES = ("callbacks", "plugins", "warnings")
+
+
+def add_argparse_args(
+    cls: type, parser: argparse.ArgumentParser, use_argument_group: bool = True
+) -> argparse.ArgumentParser:
+    """See ``Trainer.add_argparse_args``. The old keywords are read too, though ``--help`` does not list them."""
+    warn_of_former(cls)
+    defaults = {name: default for name, default in _DEFAULTS.items() if name not in _NOT_ON_COMMAND_LINES}
+    add_arguments(parser, defaults, title=cls.__name__ if use_argument_group else "")
+    return add_arguments(parser, dict.fromkeys(sorted(_OLD)), shown=False)
+
+
+def from_argparse_args(cls: type, args: Any, arguments: Mapping[str, Any]) -> Any:
+    """See ``Trainer.from_argparse_args``."""
+    warn_of_former(cls)
+    found = chosen(args, (*_DEFAULTS, *_OLD), arguments)
+    return cls(**{name: value for name, value in found.items() if name not in _OLD or value is not None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +44,9 @@ STRATEGIES_OF_OLD = {
     "horovod": "ddp",
     "ddp_sharded": "fsdp",
     "ddp_sharded_spawn": "fsdp",
+    "fairscale": "fsdp",
+    "colossalai": "fsdp",
+    "bagua": "ddp",
     "deepspeed": "deepspeed",
 }
 # Values of 1.x that stand for a value of today.
@@ -174,6 +178,15 @@ def bound(name: str, value: Any) -> int | float:
     return value
 
 
+def seconds(name: str, value: Any) -> float:
+    """``preempt_grace``: a number from 0 up."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} is not a number. Give seconds.")
+    if not 0 <= value < math.inf:  # NaN too
+        raise MisconfigurationError(f"{name}={value!r} is not a number of seconds from 0 up.")
+    return float(value)
+
+
 # Names.
 
 
@@ -261,6 +274,11 @@ def accelerator(name: str, value: Any) -> str | Accelerator:
 
 def strategy(name: str, value: Any) -> str | Strategy:
     """A name or an object; which names there are is known to fabric/resolve.py."""
+    if isinstance(value, str) and STRATEGIES_OF_OLD.get(value, value) != value:
+        raise MisconfigurationError(
+            f"{name}={value!r} is gone since Lightning 2. Give strategy={STRATEGIES_OF_OLD[value]!r} instead; on one "
+            "device leave it out."
+        )
     if isinstance(value, str | Strategy):
         return value
     raise not_a(Strategy, name, value, "Give 'auto' or the name of a strategy.")
@@ -459,5 +477,7 @@ CHECKS: dict[str, Check] = {
     "enable_autolog_hparams": flag,
     "model_registry": not_built(_anything, None, "Upload the files that ModelCheckpoint writes."),
     "suggest_integrations": flag,
+    "on_nonfinite_loss": one_of("stop", "ignore"),
     "warnings": optional(warning_actions),
+    "preempt_grace": seconds,
 }

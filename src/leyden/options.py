@@ -111,9 +111,15 @@ class TrainerOptions:
         enable_autolog_hparams: Send the hyper-parameters and the graph to the loggers when a run starts.
         model_registry: Not built yet: only None.
         suggest_integrations: Leyden never advertises, so True and False mean the same.
+        on_nonfinite_loss: What to do when the loss of a batch is NaN or infinite: ``"stop"`` raises NonFiniteLossError
+            before the weights change, says where in the module it arose, and writes the step to a file for
+            ``leyden replay``; ``"ignore"`` does not look.
         warnings: What to do about warnings, by their id, such as ``{"LD031": "ignore"}``: ``"ignore"``, ``"error"``
             (raise it), ``"always"`` (each time) or ``"once"`` (once a run, which is what None means for all). Holds
             until another Trainer is made or runs.
+        preempt_grace: Seconds that the batch in work may take to end once SIGTERM, SIGINT, SIGUSR1 or SIGHUP asks the
+            process to stop. Then training is saved as ``preempt.ckpt`` beside the other checkpoints, and the process
+            ends with 128 and the signal's number; with nothing saved, if the batch takes longer.
     """
 
     accelerator: str | Accelerator = "auto"
@@ -158,7 +164,9 @@ class TrainerOptions:
     enable_autolog_hparams: bool = True
     model_registry: str | None = None
     suggest_integrations: bool = True
+    on_nonfinite_loss: Literal["stop", "ignore"] = "stop"
     warnings: dict[str, str] | None = None
+    preempt_grace: float = 25.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

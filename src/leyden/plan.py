@@ -18,8 +18,9 @@ from leyden.callbacks.early_stopping import EarlyStopping
 from leyden.callbacks.model_checkpoint import Checkpoint, ModelCheckpoint
 from leyden.callbacks.monitoring import looks_at_train_epoch_end
 from leyden.core.callback import Callback
+from leyden.core.due import must_stop, scheduler_is_due, validates_in_this_epoch, validation_is_due
 from leyden.core.evaluate import ready_to_validate
-from leyden.core.fit import accumulation, must_stop, scheduler_is_due, validates_in_this_epoch, validation_is_due
+from leyden.core.fit import accumulation
 from leyden.core.hooks import HOOKS, overrides
 from leyden.core.lifecycle import fail, finish, prepare
 from leyden.core.module import LightningModule

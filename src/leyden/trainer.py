@@ -29,8 +29,9 @@ from leyden.core.module import LightningModule
 from leyden.core.optimizers import SteppingOptimizer
 from leyden.core.preflight import check_run
 from leyden.core.run import Run
-from leyden.core.saving import write
+from leyden.core.saving import settle, write
 from leyden.core.state import Fn, RunState, SaveRequest, Status
+from leyden.core.types import FormerOfFit, FormerOfPredict, FormerOfTest, FormerOfValidate, Unpack
 from leyden.fabric.resolve import resolve_hardware
 from leyden.loggers.csv import CSVLogger
 from leyden.loggers.logger import DummyLogger, Logger
@@ -40,19 +41,23 @@ from leyden.options import TrainerOptions
 from leyden.utils.errors import MisconfigurationError, forget_warnings, warn
 from leyden.utils.lazy import LazyModule
 from leyden.utils.optional import installed
-from leyden.utils.paths import is_dir, join, list_dir, shown
+from leyden.utils.paths import shown
 from leyden.utils.rank import say, speak_plainly
 from leyden.utils.seed import isolate_rng
 from leyden.views import RunViews
 
 if TYPE_CHECKING:
     from leyden.plan import Plan
+    from leyden.verify import Verification
 
 P = ParamSpec("P")
 
+_finding = LazyModule("leyden.core.finding")
 _profilers = LazyModule("leyden.profilers.profiler")
 _profiling = LazyModule("leyden.core.profiling")
 _plan = LazyModule("leyden.plan")
+_signals = LazyModule("leyden.core.signals")
+_verify = LazyModule("leyden.verify")
 _legacy = LazyModule("leyden.legacy")
 _table = LazyModule("leyden.utils.table")
 
@@ -105,7 +110,6 @@ class Trainer(RunViews):
         self.loggers = self._make_loggers()
         self.callbacks = self._make_callbacks()
         self.datamodule: LightningDataModule | None = None
-        self.ckpt_path: str | None = None
         self._module: LightningModule | None = None
         self._fitted: LightningModule | None = None
         self._run: Run | None = None
@@ -155,6 +159,7 @@ class Trainer(RunViews):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
+        **former: Unpack[FormerOfFit],
     ) -> None:
         """Train ``model``.
 
@@ -164,18 +169,20 @@ class Trainer(RunViews):
                 which every batch is a collection of batches; a CombinedLoader; or a datamodule.
             val_dataloaders: The validation loader, or a list of them, or a dict, whose keys name the metrics.
             datamodule: The loaders' home, instead of the two above.
-            ckpt_path: Go on from this checkpoint: a path, ``"last"`` or ``"best"``.
+            ckpt_path: Go on from this checkpoint: a path, ``"best"``, ``"last"`` or ``"hpc"``. ``"auto"`` goes on from
+                the newest good one of this run or an earlier run of the script, or starts afresh where there is none.
             weights_only: False reads arbitrary Python objects from the checkpoint, and runs whatever code it holds.
 
         Raises:
             MisconfigurationError: The run cannot work; the message says why and what to do.
         """
+        train_dataloaders = _legacy.loaders_of("fit", train_dataloaders, former) if former else train_dataloaders
         given, datamodule = _loaders_of_fit(train_dataloaders, val_dataloaders, datamodule)
         self._complete_limits()
         self.state.should_stop, self.state.stop_reason = False, ""
         self.state.save_requests.clear()
-        path = ckpt_path if ckpt_path is not None else self._given_to_fit.pop("ckpt_path", None)
-        path = self._find_checkpoint(path, "fit")
+        path = ckpt_path if ckpt_path is not None else self._given_to_fit.pop("ckpt_path", self._asked_path)
+        path = _finding.find_checkpoint(self, path, "fit", weights_only)
         self._fitted = None
         self._start(Fn.FIT, model, given, datamodule, path, weights_only, fit)
         self._fitted, self._fit_run = self._module, self._run
@@ -211,6 +218,30 @@ class Trainer(RunViews):
         self.print(str(plan))
         return plan
 
+    def verify(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        steps: int = 4,
+    ) -> Verification:
+        """Try on a few ``steps`` whether a run goes on from a checkpoint as if it had not stopped; print the report.
+
+        All training is done by other processes (docs/verify.md), so that everything here stays as it is.
+
+        Returns:
+            What was found; true when there is no problem.
+
+        Raises:
+            VerificationError: Training itself fails.
+        """
+        given, datamodule = _loaders_of_fit(train_dataloaders, val_dataloaders, datamodule)
+        _check_model(model, Fn.FIT)
+        found: Verification = _verify.verify(self, model, given["train"][0], given["val"][0], datamodule, steps)
+        self.print(str(found))
+        return found
+
     def validate(
         self,
         model: LightningModule | None = None,
@@ -219,6 +250,7 @@ class Trainer(RunViews):
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
+        **former: Unpack[FormerOfValidate],
     ) -> Metrics:
         """Run ``validation_step`` over the validation data.
 
@@ -233,6 +265,7 @@ class Trainer(RunViews):
         Returns:
             The metrics of every loader.
         """
+        dataloaders = _legacy.loaders_of("validate", dataloaders, former) if former else dataloaders
         path = self._checkpoint_to_evaluate(
             model, BY_RULE if ckpt_path is None and model is None else ckpt_path, "validate"
         )
@@ -249,6 +282,7 @@ class Trainer(RunViews):
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
+        **former: Unpack[FormerOfTest],
     ) -> Metrics:
         """Run ``test_step`` over the test data.
 
@@ -265,6 +299,7 @@ class Trainer(RunViews):
         Returns:
             The metrics of every loader.
         """
+        dataloaders = _legacy.loaders_of("test", dataloaders, former) if former else dataloaders
         path = self._checkpoint_to_evaluate(model, ckpt_path, "test")
         found: Metrics = self._evaluate(Fn.TEST, model, dataloaders, datamodule, path, weights_only, test)
         if verbose:
@@ -279,6 +314,7 @@ class Trainer(RunViews):
         return_predictions: bool | None = None,
         ckpt_path: str | os.PathLike[str] | None = None,
         weights_only: bool | None = None,
+        **former: Unpack[FormerOfPredict],
     ) -> list[Any] | None:
         """Run ``predict_step`` over data.
 
@@ -294,6 +330,7 @@ class Trainer(RunViews):
             What ``predict_step`` returned for every batch, on the CPU; one such list for every loader where there are
             several.
         """
+        dataloaders = _legacy.loaders_of("predict", dataloaders, former) if former else dataloaders
         keep = return_predictions is not False
         path = self._checkpoint_to_evaluate(
             model, BY_RULE if ckpt_path is None and model is None else ckpt_path, "predict"
@@ -339,18 +376,27 @@ class Trainer(RunViews):
     ) -> Any:
         """Prepare a run, let ``loop`` drive it, and tidy up whatever happens."""
         run = self._make_run(fn, model, given, datamodule)
-        self.ckpt_path = ckpt_path
+        self._ckpt_path = ckpt_path
         if ckpt_path is not None:
-            run.checkpoint = read_checkpoint(ckpt_path, "cpu", weights_only)
-        self.state.fn, self.state.stage, self.state.status = fn, None, Status.RUNNING
+            run.checkpoint = read_checkpoint(ckpt_path, "cpu", weights_only, self.strategy.checkpoint_io)
+        self.state.fn, self.state.stage, self.state.status, self.state.signal = fn, None, Status.RUNNING, 0
+        run.listening = _signals.Listening(run, self.options.preempt_grace)
         with torch.autograd.set_detect_anomaly(True) if self.options.detect_anomaly else nullcontext():
             try:
                 self.strategy.setup_environment()
                 prepare(run)
+                run.listening.begin()
                 result = loop(run)
+                settle(run)
             except BaseException as error:
+                if run.stopped:
+                    _signals.save_stopped(run)
                 fail(run, error)
+                if run.stopped and isinstance(error, KeyboardInterrupt) and _signals.in_notebook():
+                    return None
                 raise
+            finally:
+                run.listening.end()
             finish(run)
         return result
 
@@ -440,7 +486,13 @@ class Trainer(RunViews):
         write(run, capture(run, bool(weights_only)), os.fspath(filepath), storage_options)
 
     def request_checkpoint(
-        self, path: str, *, weights_only: bool = False, written: Callable[[str], None] | None = None
+        self,
+        path: str,
+        *,
+        weights_only: bool = False,
+        written: Callable[[str], None] | None = None,
+        failed: Callable[[str, Exception], None] | None = None,
+        in_background: bool = False,
     ) -> None:
         """Ask for a checkpoint at the next safe point: no hook half done, no gradient half accumulated.
 
@@ -448,61 +500,23 @@ class Trainer(RunViews):
             path: Where to, local or remote.
             weights_only: Leave out what only resuming needs.
             written: Called with ``path`` when the file is safe on disk.
+            failed: Called with ``path`` and the error where it cannot be written, instead of ending the run.
+            in_background: Go on with training while the file is written.
         """
-        self.state.save_requests.append(SaveRequest(path, weights_only, self.state.position.epoch, written))
-
-    def _find_checkpoint(self, path: str | os.PathLike[str] | None, method: str) -> str | None:
-        """The file that ``ckpt_path`` stands for."""
-        if path is None:
-            return None
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(
-                f"trainer.{method}(ckpt_path={path!r}) is not a path. Give a file's path, 'best' or 'last'; None is no "
-                "checkpoint."
-            )
-        path = os.fspath(path)
-        if path == "best":
-            if self.options.fast_dev_run:
-                raise MisconfigurationError("ckpt_path='best' cannot be used with fast_dev_run: it saves nothing.")
-            if best := self._best_checkpoint():
-                return best
-            raise MisconfigurationError(
-                f"trainer.{method}(ckpt_path='best') finds no best checkpoint. Train first, with a ModelCheckpoint."
-            )
-        if path == "last":
-            if last := self._last_checkpoint():
-                return last
-            warn("LD062", f"trainer.{method}(ckpt_path='last') finds no checkpoint, so the run starts afresh.")
-            return None
-        if path in ("hpc", "registry") or path.startswith("registry:"):
-            raise MisconfigurationError(f"ckpt_path={path!r} is not built yet in Leyden. Give the file's path.")
-        return path
-
-    def _best_checkpoint(self) -> str:
-        callbacks = [c for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
-        return callbacks[0].best_model_path if callbacks else ""
-
-    def _last_checkpoint(self) -> str:
-        """The newest of the checkpoint callbacks' last files, of this run or, in their folders, of an earlier one."""
-        found = [
-            c.last_model_path for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.last_model_path
-        ]
-        for callback in self.checkpoint_callbacks:
-            folder = getattr(callback, "dirpath", None)
-            if folder and is_dir(folder):
-                last, suffix = ModelCheckpoint.CHECKPOINT_NAME_LAST, ModelCheckpoint.FILE_EXTENSION
-                found += [join(folder, n) for n in list_dir(folder) if n.startswith(last) and n.endswith(suffix)]
-        return max(found, key=lambda path: os.path.getmtime(path) if os.path.exists(path) else 0.0, default="")
+        request = SaveRequest(path, weights_only, self.state.position.epoch, written, failed, in_background)
+        self.state.save_requests.append(request)
 
     def _checkpoint_to_evaluate(self, model: LightningModule | None, path: Any, method: str) -> str | None:
         forget_warnings(self.options.warnings)
+        path = self._asked_path if self._asked_path and (path is None or path is BY_RULE) else path
         if not isinstance(path, _ByRule):
-            return self._find_checkpoint(path, method)
+            found: str | None = _finding.find_checkpoint(self, path, method)
+            return found
         just_fitted = self._fitted is not None and (model is None or model is self._fitted)
-        best = self._best_checkpoint()
         monitored = any(getattr(c, "monitor", None) for c in self.checkpoint_callbacks)
-        if not just_fitted or not best or not (monitored or model is None):
+        if not just_fitted or not (monitored or model is None) or not _finding.best_checkpoint(self):
             return None
+        best: str = _finding.best_good_checkpoint(self, method)
         say(
             f"trainer.{method}() uses the best checkpoint, {shown(best)}. "
             + ("For the weights in memory pass ckpt_path=None." if method == "test" else "For others pass ckpt_path=.")
@@ -534,6 +548,9 @@ class Trainer(RunViews):
         """Show ``values`` among ``callback_metrics``, where other callbacks can monitor them."""
         if self._run is not None:
             self._run.results.add_callback_metrics(values)
+
+    def _tell_loggers(self, method: str, *args: Any, **kwargs: Any) -> None:
+        self._running.guard.tell(self.loggers, method, *args, **kwargs)
 
     def _show(self, found: list[dict[str, float]], method: str) -> None:
         """Print the metrics of an evaluation, a column for each loader."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import signal
+from collections import OrderedDict
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,9 +30,48 @@ from leyden.loggers.logger import Logger
 from leyden.option_checks import make_profiler
 from leyden.options import TrainerOptions
 from leyden.utils.errors import MisconfigurationError, nearest
+from leyden.utils.lazy import LazyModule
 
 if TYPE_CHECKING:
+    import argparse
+
+    from leyden.loop_views import EvaluationLoopView, FitLoopView
     from leyden.profilers.profiler import Profiler
+
+Self = TypeVar("Self", bound="RunViews")
+
+_legacy = LazyModule("leyden.legacy")
+_loops = LazyModule("leyden.loop_views")
+_arguments = LazyModule("leyden.utils.arguments")
+
+
+class CallbackMetrics(dict[str, Tensor]):
+    """The values as they are; those that are put into it are shown from then on, and can be monitored."""
+
+    def __init__(self, run: Run | None) -> None:
+        super().__init__(run.results.callback_metrics() if run is not None else {})
+        self._run = run
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if self._run is None:
+            raise RuntimeError("trainer.callback_metrics takes no values before the first run.")
+        self._run.results.add_callback_metrics({name: value})
+        super().__setitem__(name, torch.as_tensor(value))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, and what is written to a file, knows no run. OrderedDict is a name that torch's safe reader accepts.
+        return OrderedDict, (), None, None, iter(self.items())
+
+    def update(self, values: Mapping[str, Any] = {}, /, **more: Any) -> None:  # type: ignore[override]
+        """Put several values in."""
+        for name, value in {**values, **more}.items():
+            self[name] = value
+
+    def setdefault(self, name: str, value: Any = math.nan, /) -> Any:
+        """The value; where there is none, ``value``, which is put in."""
+        if name not in self:
+            self[name] = value
+        return self[name]
 
 
 class RunViews:
@@ -41,7 +83,6 @@ class RunViews:
         callbacks: All callbacks, in the order in which they are called; the list may be changed between epochs.
         strategy: The device.
         loggers: Where values go; the first one's folder also takes the checkpoints.
-        ckpt_path: The checkpoint that the run began with.
     """
 
     options: TrainerOptions
@@ -49,7 +90,8 @@ class RunViews:
     callbacks: list[Callback]
     strategy: Strategy
     loggers: list[Logger]
-    ckpt_path: str | None = None
+    _ckpt_path: str | None = None
+    _asked_path: str | None = None
     _module: LightningModule | None = None
     _run: Run | None = None
     _fit_run: Run | None = None
@@ -130,12 +172,21 @@ class RunViews:
         """The last run was broken off by an exception."""
         return self.state.status is Status.INTERRUPTED
 
+    @property
+    def ckpt_path(self) -> str | None:
+        """The checkpoint that the run began with; setting it gives one to all runs to come that name none."""
+        return self._ckpt_path
+
+    @ckpt_path.setter
+    def ckpt_path(self, path: str | os.PathLike[str] | None) -> None:
+        self._ckpt_path = self._asked_path = None if path is None else os.fspath(path)
+
     # Views: values.
 
     @property
     def callback_metrics(self) -> dict[str, Tensor]:
-        """The latest value of everything logged, tensors of shape ``()``."""
-        return self._run.results.callback_metrics() if self._run is not None else {}
+        """The latest value of everything logged, tensors of shape ``()``. Values put into it can be monitored too."""
+        return CallbackMetrics(self._run)
 
     @property
     def logged_metrics(self) -> dict[str, Tensor]:
@@ -354,6 +405,10 @@ class RunViews:
         """Step values go to the loggers after every so many batches that stepped; 0 for never."""
         return 50 if self.options.log_every_n_steps is None else self.options.log_every_n_steps
 
+    @log_every_n_steps.setter
+    def log_every_n_steps(self, steps: int) -> None:
+        self._set_option("log_every_n_steps", steps)
+
     # Views: the place of this process.
 
     @property
@@ -391,6 +446,63 @@ class RunViews:
         """Indices of the devices in use."""
         return [self.strategy.device.index or 0]
 
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int] | None:
+        """What a DistributedSampler is made with, so that each process has its share; None where there is one."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank} if self.world_size > 1 else None
+
+    @property
+    def received_sigterm(self) -> bool:
+        """The process was asked to end, by SIGTERM."""
+        return getattr(self.state, "signal", None) == signal.SIGTERM
+
+    # Views: the loops, for code that looks into them.
+
+    @property
+    def fit_loop(self) -> FitLoopView:
+        """Where training stands, by Lightning's names; its limits can be set."""
+        view: FitLoopView = _loops.FitLoopView(self)
+        return view
+
+    def _evaluation_loop(self, place: str, kind: str) -> EvaluationLoopView:
+        view: EvaluationLoopView = _loops.EvaluationLoopView(self, place, kind)
+        return view
+
+    @property
+    def validate_loop(self) -> EvaluationLoopView:
+        """What validation reads, by Lightning's names."""
+        return self._evaluation_loop("validate_loop", "val")
+
+    @property
+    def test_loop(self) -> EvaluationLoopView:
+        """What the test reads, by Lightning's names."""
+        return self._evaluation_loop("test_loop", "test")
+
+    @property
+    def predict_loop(self) -> EvaluationLoopView:
+        """What prediction reads, by Lightning's names."""
+        return self._evaluation_loop("predict_loop", "predict")
+
+    # Arguments from the command line, as in Lightning 1.x.
+
+    @classmethod
+    def add_argparse_args(cls, parent_parser: argparse.ArgumentParser, **options: Any) -> argparse.ArgumentParser:
+        """Give ``parent_parser`` an option for every argument of the Trainer, such as ``--max_epochs``."""
+        parser: argparse.ArgumentParser = _legacy.add_argparse_args(cls, parent_parser, **options)
+        return parser
+
+    @classmethod
+    def from_argparse_args(cls: type[Self], args: Any, **arguments: Any) -> Self:
+        """A Trainer with what was given on the command line; ``arguments`` come first."""
+        trainer: Self = _legacy.from_argparse_args(cls, args, arguments)
+        return trainer
+
+    @classmethod
+    def parse_argparser(cls, arg_parser: Any) -> argparse.Namespace:
+        """What the parser reads from the command line."""
+        found: argparse.Namespace = _arguments.parsed(arg_parser)
+        return found
+
     if TYPE_CHECKING:
         # The remaining options, by their own names.
         def __getattr__(self, name: str) -> Any: ...
@@ -399,11 +511,42 @@ class RunViews:
 
         def __getattr__(self, name: str) -> Any:
             if name in _OPTION_VIEWS:
-                return getattr(self.options, name)
-            raise AttributeError(f"Trainer has no attribute {name!r}.{nearest(name, dir(type(self)))}")
+                value = getattr(self.options, name)
+                return _MEANT_BY_NONE.get(name) if value is None else value
+            if not name.startswith("_") and name in _legacy.ATTRIBUTES:
+                return _legacy.attribute(self, name)
+            public = [each for each in (*dir(type(self)), *_OPTION_VIEWS) if not each.startswith("_")]
+            raise AttributeError(f"Trainer has no attribute {name!r}.{nearest(name, public)}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OPTION_VIEWS:
+            self._set_option(name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _set_option(self, name: str, value: Any) -> None:
+        """Change an argument for the runs to come, and for the one that goes on where that can still follow it."""
+        if name in ("fast_dev_run", "num_nodes", "overfit_batches"):
+            raise AttributeError(f"trainer.{name} cannot be set, as other arguments depend on it: Trainer({name}=...).")
+        running = self._run is not None and self.state.status is Status.RUNNING
+        if running and name not in _FOLLOWED:
+            raise AttributeError(
+                f"trainer.{name} cannot be set while a run goes on. Set it before, or by Trainer(...)."
+            )
+        self.options = dataclasses.replace(self.options, **{name: value})
+        if running:
+            self._running.options = self.options
 
 
-# Options that can be read from the Trainer under their own name.
+# What these are when nobody has set them.
+_MEANT_BY_NONE = {
+    **{f"limit_{kind}_batches": 1.0 for kind in ("train", "val", "test", "predict")},
+    "val_check_interval": 1.0,
+    "num_sanity_val_steps": 2,
+}
+# Options that a run in progress asks for again: max_steps at every epoch's start, the others whenever they count.
+_FOLLOWED = frozenset(("check_val_every_n_epoch", "max_epochs", "max_steps", "min_epochs", "min_steps"))
+# Options that can be read from the Trainer under their own name; to be set, see _set_option.
 _OPTION_VIEWS = frozenset(
     (
         "check_val_every_n_epoch",
@@ -419,7 +562,9 @@ _OPTION_VIEWS = frozenset(
         "min_epochs",
         "min_steps",
         "num_nodes",
+        "num_sanity_val_steps",
         "overfit_batches",
+        "reload_dataloaders_every_n_epochs",
         "val_check_interval",
     )
 )

@@ -21,6 +21,8 @@ from leyden.utils.errors import CheckpointError, LeydenWarning, Misconfiguration
 from models import TinyModel
 from scripted import Computed, Scripted, files, fit
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*LD292")  # a metric that is NaN is spoken of
+
 NAN = math.nan
 VALUES = (0.5, 0.375, 0.625, 0.25, 0.25, NAN, 0.125, 0.75)
 
@@ -106,6 +108,25 @@ def test_last_is_a_copy_of_what_was_saved_last():
     assert names == ["epoch=6-step=28.ckpt", "last.ckpt"]
     assert load(checkpoint.last_model_path)["global_step"] == 28
     assert os.path.basename(checkpoint.last_model_path) == "last.ckpt"
+
+
+def test_last_is_a_second_name_of_the_file_and_stays_when_the_other_goes():
+    _, checkpoint = saved(1.0, 0.5, monitor="v", save_last=True)
+    assert os.path.samefile(checkpoint.best_model_path, checkpoint.last_model_path)
+    assert not os.path.islink(checkpoint.last_model_path)
+    os.remove(checkpoint.best_model_path)
+    assert load(checkpoint.last_model_path)["global_step"] == 8
+
+
+def test_last_is_never_missing():
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step > 1:
+                there.append(load("checkpoints/last.ckpt")["global_step"])
+
+    there: list[int] = []
+    fit(Scripted(1.0, 0.5), Looks(), ModelCheckpoint(every_n_train_steps=1, save_last=True))
+    assert there == list(range(1, 8))
 
 
 def test_last_alone_is_the_end_of_training():
@@ -206,6 +227,7 @@ def test_what_the_module_logs_at_the_end_of_the_epoch_is_seen():
     assert files() == ["epoch=1-step=8.ckpt"]
 
 
+@pytest.mark.filterwarnings("ignore:.*LD280")  # not all parameters are trained
 def test_several_optimizers_do_not_jump_over_the_step():
     class Model(TinyModel):
         def __init__(self):
@@ -464,16 +486,16 @@ class FullDisk(CheckpointIO):
         super().save_checkpoint(checkpoint, path, storage_options)
 
 
-@pytest.mark.parametrize("room", [1, 2])
-def test_a_failed_write_leaves_the_older_file_and_the_attributes_that_name_it(room):
-    checkpoint = ModelCheckpoint(monitor="v", save_last=room == 2)
-    with pytest.raises(CheckpointError, match="No space left"):
-        fit(Scripted(0.5, 0.25), checkpoint, plugins=[FullDisk(room)])
-    assert files() == ["epoch=0-step=4.ckpt", "last.ckpt"][:room]
+@pytest.mark.parametrize("save_last", [False, True])
+def test_a_failed_write_leaves_the_older_file_and_the_attributes_that_name_it(save_last):
+    checkpoint = ModelCheckpoint(monitor="v", save_last=save_last)
+    with pytest.raises(CheckpointError, match="No space left"), pytest.warns(LeydenWarning, match="LD226"):
+        fit(Scripted(0.5, 0.25), checkpoint, plugins=[FullDisk(1)])
+    assert files() == ["epoch=0-step=4.ckpt", "last.ckpt"][: 1 + save_last]
     assert load(checkpoint.best_model_path)["global_step"] == 4
     assert checkpoint.best_model_score == 0.5
     assert list(checkpoint.best_k_models) == [checkpoint.best_model_path]
-    assert os.path.basename(checkpoint.last_model_path) == ("last.ckpt" if room == 2 else "")
+    assert os.path.basename(checkpoint.last_model_path) == ("last.ckpt" if save_last else "")
 
 
 def test_a_hook_that_fails_before_the_write_leaves_no_name_without_a_file():
@@ -634,5 +656,5 @@ def test_a_remote_folder_works():
     import fsspec
 
     names = sorted(os.path.basename(path) for path in fsspec.filesystem("memory").ls("/bucket/remote", detail=False))
-    assert names == ["epoch=1-step=8.ckpt", "last.ckpt"]
+    assert names == ["epoch=1-step=8.ckpt", "epoch=1-step=8.ckpt.sha256", "last.ckpt", "last.ckpt.sha256"]
     assert checkpoint.best_model_path == "memory://bucket/remote/epoch=1-step=8.ckpt"

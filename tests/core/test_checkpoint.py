@@ -1,8 +1,12 @@
 """Checkpoints: what is in the file, and that a resumed run equals one without a break, to the last bit."""
 
 import copy
+import pickle
 import random
+import sys
+import types
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from leyden.callbacks.model_checkpoint import ModelCheckpoint
 from leyden.core.callback import Callback
 from leyden.core.checkpoint import PARTS, capture
 from leyden.core.datamodule import LightningDataModule
+from leyden.core.loading import read_checkpoint
 from leyden.core.module import LightningModule
 from leyden.utils.errors import CheckpointError, LeydenWarning, MisconfigurationError
 from models import FEATURES, TinyModel, ValidatedModel, tiny_data, tiny_loader
@@ -430,7 +435,7 @@ def test_another_number_of_optimizers_is_refused():
             return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
 
         def training_step(self, batch, batch_idx):
-            pass
+            self.optimizers()[0].step()
 
     trainer = trainer_with(max_epochs=1)
     trainer.fit(TinyModel(), tiny_loader(1))
@@ -711,34 +716,20 @@ def test_a_loader_gets_the_state_that_lightning_has_kept():
 # Accumulation.
 
 
-def test_a_checkpoint_asked_for_within_an_accumulation_window_is_written_at_its_end():
-    asked = []
-
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 4])
+def test_a_checkpoint_asked_for_within_an_accumulation_window_holds_its_gradients(batch):
     class Asks(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if batch_idx == 0:
-                trainer.request_checkpoint(
-                    "saved.ckpt", written=lambda path: asked.append(trainer.state.position.batch)
-                )
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch_of_data, batch_idx):
+            if batch_idx == batch:
+                trainer.request_checkpoint("saved.ckpt")
 
-    run(saver=Asks(), accumulate_grad_batches=3, max_epochs=1)
-    assert asked == [3]
+    whole, _ = run(saver=Asks(), accumulate_grad_batches=3, max_epochs=1)
     checkpoint = read("saved.ckpt")
-    assert checkpoint["global_step"] == 1
-    assert checkpoint["leyden"]["position"]["batch"] == 3
-
-
-def test_a_window_that_the_epoch_ends_is_an_end_too():
-    asked = []
-
-    class Asks(Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if batch_idx == 3:
-                trainer.request_checkpoint("saved.ckpt", written=asked.append)
-
-    run(saver=Asks(), accumulate_grad_batches=3, max_epochs=1)
-    assert asked == ["saved.ckpt"]
-    assert read("saved.ckpt")["global_step"] == 2
+    assert checkpoint["leyden"]["position"]["batch"] == batch + 1
+    assert checkpoint["global_step"] == (batch + 1) // 3 + (batch == 4)
+    assert (checkpoint["leyden"]["window"] is None) == (batch in (2, 4))
+    resumed, _ = run(path="saved.ckpt", accumulate_grad_batches=3, max_epochs=1)
+    assert same(resumed.state_dict(), whole.state_dict())
 
 
 # Paths that stand for files.
@@ -818,27 +809,81 @@ class Data(LightningDataModule):
 
     train_dataloader = val_dataloader = staticmethod(lightnings_data)
 
+    restored: ClassVar = {}
+
     def load_state_dict(self, state_dict):
         self.restored = state_dict
 
 
-def test_a_run_of_lightning_goes_on_here(capsys):
+@pytest.mark.parametrize("version", ["2_6_6", "1_9_5", "1_6_5", "1_2_10"])
+def test_a_run_of_lightning_goes_on_here(version, capsys):
+    path = LIGHTNING.with_name(f"lightning_{version}.ckpt")
     data, stopping, saver = Data(), EarlyStopping("val_loss"), ModelCheckpoint(dirpath="here", monitor="val_loss")
     trainer, model = trainer_with(stopping, saver), Model()
     with pytest.warns(LeydenWarning, match="LD135"):  # ModelCheckpoint has another folder now
-        trainer.fit(model, datamodule=data, ckpt_path=LIGHTNING)
+        trainer.fit(model, datamodule=data, ckpt_path=path)
     assert "which Lightning wrote: epoch 2." in capsys.readouterr().err
-    assert data.restored == {"seen": 7}
+    assert data.restored == ({} if version == "1_2_10" else {"seen": 7})  # which did not save it
     assert (trainer.current_epoch, trainer.global_step) == (4, 16)
     assert trainer.lr_scheduler_configs[0].scheduler.get_last_lr() == pytest.approx([0.1 / 2**4])
-    assert stopping.best_score < read(LIGHTNING)["callbacks"][stopping.state_key]["best_score"]
-    torch.testing.assert_close(dict(model.state_dict()), read(LIGHTNING)["straight"])
+    saved = read_checkpoint(path, "cpu", None)
+    (best_then,) = (state["best_score"] for key, state in saved["callbacks"].items() if "EarlyStopping" in key)
+    assert stopping.best_score < best_then
+    torch.testing.assert_close(dict(model.state_dict()), saved["straight"])
 
 
-def test_a_model_of_lightning_is_loaded_here():
-    model = Model.load_from_checkpoint(LIGHTNING)
+@pytest.mark.parametrize("version", ["2_6_6", "1_9_5", "1_6_5", "1_2_10"])
+def test_a_model_of_lightning_is_loaded_here(version):
+    path = LIGHTNING.with_name(f"lightning_{version}.ckpt")
+    model = Model.load_from_checkpoint(path)
     assert model.hparams == {"width": 4, "lr": 0.1}
-    assert same(dict(model.state_dict()), dict(read(LIGHTNING)["state_dict"]))
+    assert same(dict(model.state_dict()), dict(read_checkpoint(path, "cpu", None)["state_dict"]))
+
+
+def test_what_lightning_wrote_of_its_own_classes_is_read_without_them_and_without_calling_anything(tmp_path):
+    path = LIGHTNING.with_name("lightning_1_2_10.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    assert set(read_checkpoint(path, "cpu", None)["callbacks"]) == {"EarlyStopping", "ModelCheckpoint"}
+    with path.open("rb") as file:
+        assert read_checkpoint(file, "cpu", None)["epoch"] == 2
+    assert "pytorch_lightning" not in sys.modules
+    assert not [one for one in torch.serialization.get_safe_globals() if "lightning" in str(one)]
+
+
+class Payload:
+    def __reduce__(self):
+        return open, ("executed", "w")
+
+
+def test_a_payload_beside_lightnings_classes_is_refused():
+    saved = read_checkpoint(LIGHTNING.with_name("lightning_1_2_10.ckpt"), "cpu", None)
+    name = "pytorch_lightning.callbacks.early_stopping"
+    stand_in = type("EarlyStopping", (), {"__module__": name})
+    with pytest.MonkeyPatch.context() as patch:
+        for package in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
+            patch.setitem(sys.modules, package, types.ModuleType(package))
+        sys.modules[name].EarlyStopping = stand_in
+        torch.save({**saved, "callbacks": {stand_in: {}}, "more": Payload()}, "payload.ckpt")
+    with pytest.raises(CheckpointError, match=r"io\.open"):
+        Model.load_from_checkpoint("payload.ckpt")
+    assert not Path("executed").exists()
+
+
+def test_the_state_of_a_datamodule_survives_another_name_of_its_class():
+    class Old(Data):
+        state_key = "data"
+
+        def state_dict(self):
+            return {"seen": 5}
+
+    class New(Old):
+        pass
+
+    trainer_with(max_epochs=1).fit(Model(), datamodule=(old := Old()))
+    old.trainer.save_checkpoint("saved.ckpt")
+    trainer_with(max_epochs=2).fit(Model(), datamodule=(new := New()), ckpt_path="saved.ckpt")
+    assert new.restored == {"seen": 5}
 
 
 @pytest.mark.parametrize(

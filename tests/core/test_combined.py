@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import pickle
 import random
 from collections import namedtuple
@@ -334,12 +335,12 @@ def test_it_can_be_copied_and_sent_to_another_process_in_mid_pass():
 def test_reset_ends_the_workers_that_are_kept_from_pass_to_pass():
     member = DataLoader(torch.arange(2), num_workers=1, persistent_workers=True)
     loader = CombinedLoader([member])
+    before = set(multiprocessing.active_children())
     assert len(list(loader)) == 2
-    workers = member._iterator._workers
-    assert [worker.is_alive() for worker in workers] == [True]
+    (worker,) = set(multiprocessing.active_children()) - before
     loader.reset()
-    workers[0].join(timeout=10)
-    assert [worker.is_alive() for worker in workers] == [False]
+    worker.join(timeout=10)
+    assert not worker.is_alive()
     assert len(list(loader)) == 2
     loader.reset()
 

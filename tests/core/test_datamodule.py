@@ -204,6 +204,8 @@ def test_it_may_need_no_init_and_no_super_init():
 # A batch on its way.
 
 
+@pytest.mark.filterwarnings("ignore:.*LD289")
+@pytest.mark.filterwarnings("ignore:.*LD289")
 def test_its_transfer_hooks_come_before_the_modules():
     class Data(LightningDataModule):
         def predict_dataloader(self):
@@ -342,3 +344,113 @@ def test_two_values_for_one_name_are_refused():
     with pytest.raises(MisconfigurationError, match=r"'lr' is 0.5 in the datamodule and 0.1 in the module"):
         trainer_with(logger=logger).fit(SavesToo(), Saves(lr=0.5))
     trainer_with(logger=logger).fit(SavesToo(), Saves(lr=0.5, logs=False))
+
+
+# Sizes.
+
+
+def test_as_text_it_tells_the_sizes_of_its_loaders():
+    class Data(Told):
+        def val_dataloader(self):
+            return {"easy": tiny_loader(2), "hard": tiny_loader(1, batch_size=8)}
+
+    assert str(Data()) == (
+        "Data:\n"
+        "    train: 16 samples in 1 batches\n"
+        "    val: {'easy': 32 samples in 2 batches, 'hard': 8 samples in 1 batches}\n"
+        "    test: [16 samples in 1 batches, 32 samples in 2 batches]\n"
+        "    predict: 16 samples in 1 batches"
+    )
+
+
+def test_a_size_that_is_not_known_is_called_so():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            yield torch.zeros(2)
+
+    assert str(LightningDataModule.from_datasets(Endless())).endswith("train: unknown samples in unknown batches")
+
+
+def test_a_combination_of_loaders_tells_the_size_of_each():
+    class Data(LightningDataModule):
+        def train_dataloader(self):
+            return leyden.CombinedLoader([tiny_loader(1), [None] * 3], "min_size")
+
+    assert (
+        str(Data()) == "Data:\n    train: [16 samples in 1 batches, [" + "unknown batches, " * 2 + "unknown batches]]"
+    )
+
+
+def test_loaders_that_need_setup_say_so():
+    class Data(LightningDataModule):
+        def setup(self, stage):
+            self.data = tiny_data(3)
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(self.data)
+
+    data = Data()
+    assert "train: not to be had yet (AttributeError: 'Data' object has no attribute 'data')" in str(data)
+    data.setup("fit")
+    assert str(data) == "Data:\n    train: 3 samples in 3 batches"
+    assert str(LightningDataModule()) == "LightningDataModule:\n    no loaders"
+
+
+# The name of its state.
+
+
+class Counting(LightningDataModule):
+    """Counts the epochs it has seen, over resumed runs."""
+
+    seen = 0
+
+    def train_dataloader(self):
+        self.seen += 1
+        return tiny_loader(1)
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict):
+        self.seen = state_dict["seen"]
+
+
+def test_its_state_is_found_under_the_name_of_its_class():
+    data = Counting()
+    assert data.state_key == "Counting"
+    assert data.state_in({"Counting": {"seen": 2}}) == {"seen": 2}
+    assert data.state_in({"Other": {"seen": 2}}) is None
+
+
+def test_a_name_of_its_own_comes_first_and_that_of_its_class_is_read_still():
+    class Named(Counting):
+        state_key = "data"
+
+    data, old = Named(), Named.__qualname__
+    assert data.state_in({"data": {"seen": 1}, old: {"seen": 2}}) == {"seen": 1}
+    assert data.state_in({old: {"seen": 2}}) == {"seen": 2}
+
+
+def test_load_from_checkpoint_finds_the_state_under_both():
+    trainer = trainer_with()
+    trainer.fit(TinyModel(), Counting())
+    trainer.save_checkpoint("a.ckpt")
+    Renamed = type("Renamed", (Counting,), {"state_key": "Counting"})
+    assert Renamed.load_from_checkpoint("a.ckpt").seen == Counting.load_from_checkpoint("a.ckpt").seen == 1
+
+
+# Initialisation.
+
+
+def test_it_may_stand_beside_other_classes():
+    class Mixin:
+        def __init__(self, size):
+            self.size = size
+
+    class Data(LightningDataModule, Mixin):
+        def __init__(self):
+            super().__init__(size=3)
+
+    assert Data().size == 3
+    with pytest.raises(TypeError):
+        LightningDataModule("surprise")

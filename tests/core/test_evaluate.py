@@ -377,7 +377,7 @@ class Worsens(Plain):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.weight = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def on_train_epoch_start(self):
         with torch.no_grad():

@@ -463,6 +463,38 @@ def test_callbacks_with_the_parameters_of_1_are_called_with_them():
     assert any(message.startswith(expected) for message in said)
 
 
+def test_the_ends_of_validation_and_test_get_the_outputs_that_they_ask_for():
+    class Model(ValidatedModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Any] = []
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return (dataloader_idx, batch_idx)
+
+        def test_step(self, batch: Any, batch_idx: int) -> Any:
+            return batch_idx
+
+        def on_validation_epoch_end(self, outputs):
+            self.seen.append(outputs)
+
+        def on_test_epoch_end(self, outputs):
+            self.seen.append(outputs)
+
+    class Watching(Callback):
+        def on_validation_epoch_end(self, trainer, pl_module, outputs):
+            pl_module.seen.append(("callback", outputs))
+
+    model = Model()
+    _, said = warned("validate", model, [tiny_loader(2), tiny_loader(1)], callbacks=[Watching()])
+    outputs = [[(0, 0), (0, 1)], [(1, 0)]]
+    assert model.seen == [("callback", outputs), outputs]
+    assert ids(said) == ["LD178"] * 3  # the module's two, and the callback's
+    model.seen.clear()
+    warned("test", model, tiny_loader(2))
+    assert model.seen == [[0, 1]]
+
+
 def test_parameters_of_1_that_have_a_default_are_fine_where_todays_call_does():
     class Model(TinyModel):
         def on_train_batch_start(self, batch, batch_idx, dataloader_idx=0):

@@ -12,13 +12,18 @@ import re
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, SequentialSampler
 
 from leyden.callbacks import EarlyStopping, ModelCheckpoint
 from leyden.core import evaluate, fit
 from leyden.core.callback import Callback
 from leyden.core.hooks import HOOKS
 from leyden.loggers.logger import Logger
-from recording import Manual, Plain, record, written_out
+from recording import Manual, Plain, bare, record, written_out
+
+# Module and datamodule record the same hooks, those that do part of the work too.
+pytestmark = pytest.mark.filterwarnings("ignore:.* both have .*LD289", "ignore:.*LD29[01]")
 
 TRANSFER = """
     D on_before_batch_transfer 0
@@ -539,6 +544,218 @@ def test_a_resumed_fit_loads_the_model_before_the_optimizers_and_makes_no_sanity
     )
 
 
+def test_loaders_made_anew_are_asked_for_before_their_epoch_and_before_their_validation():
+    validation = ["M on_validation_model_zero_grad", VALIDATION, "C M on_train_epoch_end"]
+    assert record(batches=1, max_epochs=2, reload_dataloaders_every_n_epochs=1) == written_out(
+        BEFORE_FIT,
+        "D train_dataloader",
+        "D val_dataloader",
+        "C M on_train_start",
+        "C M on_train_epoch_start",
+        batch(0, last=True),
+        *validation,
+        "D train_dataloader",
+        "C M on_train_epoch_start",
+        batch(0, epoch=1, last=True),
+        validation[0],
+        "D val_dataloader",
+        *validation[1:],
+        AFTER_FIT,
+    )
+
+
+@pytest.mark.parametrize(
+    ("minimum", "rest"),
+    [
+        ({"min_epochs": 1}, [batch(1, last=True), "M on_validation_model_zero_grad", VALIDATION]),
+        ({"min_steps": 2}, [batch(1, last=True), "M on_validation_model_zero_grad", VALIDATION]),
+        (
+            {"min_steps": 3},
+            [
+                *(batch(1, last=True), "M on_validation_model_zero_grad", VALIDATION),
+                *("C M on_train_epoch_end", "C M on_train_epoch_start", batch(0, epoch=1)),
+                *("M on_validation_model_zero_grad", VALIDATION),
+            ],
+        ),
+    ],
+)
+def test_a_stop_that_is_asked_for_early_waits_for_the_minimum(minimum, rest):
+    assert record(max_epochs=3, callbacks=[StopsAfterEveryBatch()], **minimum) == written_out(
+        BEFORE_FIT,
+        "D train_dataloader",
+        "D val_dataloader",
+        "C M on_train_start",
+        "C M on_train_epoch_start",
+        batch(0),
+        *rest,
+        "C M on_train_epoch_end",
+        AFTER_FIT,
+    )
+
+
+@pytest.mark.parametrize("nothing", [{"max_epochs": 0}, {"max_steps": 0}, {"limit_train_batches": 0}])
+def test_a_fit_without_anything_to_train_sets_up_checks_and_tears_down(nothing):
+    # Where it is an epoch or a step that is missing, Lightning asks for the training loader all the same.
+    assert record(num_sanity_val_steps=1, **nothing) == written_out(
+        BEFORE_FIT,
+        "C on_sanity_check_start",
+        "D val_dataloader",
+        VALIDATION,
+        "C on_sanity_check_end",
+        "C M on_fit_end",
+        "D C M teardown fit",
+    )
+
+
+def test_several_loaders_within_fit_are_sanity_checked_and_validated_one_after_the_other():
+    steps = [e for e in record(num_sanity_val_steps=1, batches=1, validation=(1, 2)) if e.startswith("M validation_s")]
+    check, validation = [(0, 0), (0, 1)], [(0, 0), (0, 1), (1, 1)]
+    assert steps == [f"M validation_step {index} {loader}" for index, loader in [*check, *validation]]
+
+
+@pytest.mark.parametrize("method", ["test", "predict"])
+def test_several_loaders_are_tested_and_predicted_one_after_the_other(method):
+    batches = ""
+    for index, loader in ((0, 0), (0, 1), (1, 1)):
+        batches += f"""
+            D on_before_batch_transfer {loader}
+            D transfer_batch_to_device {loader}
+            D on_after_batch_transfer {loader}
+            C M on_{method}_batch_start {index} {loader}
+            M {method}_step {index} {loader}
+            C M on_{method}_batch_end {index} {loader}
+        """
+    events = record(method, validation=(1, 2))
+    first, last = events.index(f"M on_{method}_epoch_start"), events.index(f"C on_{method}_epoch_end")
+    assert events[first + 1 : last] == written_out(batches)
+
+
+def failing_in(method: str) -> type[Plain]:
+    def fail(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise ArithmeticError("on purpose")
+
+    return type("FailsEarlyOrLate", (Plain,), {method: fail})
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("prepare_data", "setup", "configure_model", "configure_optimizers", "on_fit_start", "validation_step"),
+        *("on_train_start", "backward", "on_train_batch_end", "on_train_epoch_end", "on_fit_end"),
+    ],
+)
+def test_wherever_a_run_fails_everybody_hears_of_it_and_is_torn_down(method):
+    events = record(model=failing_in(method), num_sanity_val_steps=1, raises=ArithmeticError)
+    told = written_out("C D on_exception", "D C M teardown fit", "raises ArithmeticError")
+    assert events[-len(told) :] == told
+    assert events[-len(told) - 1].startswith(f"M {method}")
+
+
+class Watched(Plain):
+    """Has a scheduler that watches ``v``, which validation logs."""
+
+    interval = "epoch"
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("v", 1.0)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return optimizer, {"scheduler": scheduler, "monitor": "v", "interval": self.interval}
+
+
+class WatchedByStep(Watched):
+    interval = "step"
+
+
+class MonitorsToo(EarlyStopping):
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.events.append("monitor on_train_epoch_end")
+
+
+@pytest.mark.parametrize("model", [Watched, WatchedByStep])
+def test_a_scheduler_that_watches_a_metric_steps_after_validation_or_after_the_monitors(model):
+    events: list[str] = []
+    known = type("Recorded", (model,), {"events": events})
+    record(model=known, callbacks=[MonitorsToo("v")], events=events, batches=1)
+    told = ("on_train_batch_end 0", "on_validation_end", "lr_scheduler_step", "on_train_epoch_end", "on_train_end")
+    by_step = ["M lr_scheduler_step"] if model is WatchedByStep else []
+    by_epoch = ["M lr_scheduler_step"] if model is Watched else []
+    assert [event for event in events if event.endswith(told)] == [
+        *written_out("C M on_train_batch_end 0", "C M on_validation_end", *by_step, "C M on_train_epoch_end"),
+        *("monitor on_train_epoch_end", *by_epoch, "C on_train_end", "M on_train_end"),
+    ]
+
+
+class RecordingLogger(Logger):
+    """Records that it is sent something."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.events.append("L sent")
+
+
+class HearingLogger(RecordingLogger):
+    """Records too that it gets the hyper-parameters and the graph."""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.events.append("L hyper-parameters")
+
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        self.events.append("L graph")
+
+    def finalize(self, status: str) -> None:
+        self.events.append(f"L {status}")
+
+
+class Saves(Plain):
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_loggers_get_hyperparameters_and_graph_when_fit_has_started_and_hear_of_its_end_last():
+    events: list[str] = []
+    record(model=Saves, events=events, logger=HearingLogger(events), num_sanity_val_steps=1)
+    start = events.index("M on_fit_start")
+    assert events[start + 1 : start + 4] == ["L hyper-parameters", "L graph", "C on_sanity_check_start"]
+    assert events[-2:] == ["M teardown fit", "L success"]
+
+
+def test_samplers_hear_of_the_epoch_before_anybody_else_and_are_read_when_all_have_heard():
+    events: list[str] = []
+
+    class Tells(SequentialSampler):
+        def set_epoch(self, epoch: int) -> None:
+            events.append(f"S set_epoch {epoch}")
+
+        def __iter__(self) -> Any:
+            events.append("S begins")
+            return super().__iter__()
+
+    class Hears(Callback):
+        def on_train_start(self, trainer, pl_module):
+            events.append("on_train_start")
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            events.append("on_train_epoch_start")
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            events.append("on_train_batch_start")
+
+    data = torch.ones(2, 4)
+    loader = DataLoader(data, batch_size=2, sampler=Tells(data))
+    bare(callbacks=[Hears()], max_epochs=2, limit_val_batches=0).fit(Plain(), loader)
+    assert [event for event, _ in itertools.groupby(events)] == [
+        "on_train_start",
+        *("S set_epoch 0", "on_train_epoch_start", "S begins", "on_train_batch_start"),
+        *("S set_epoch 1", "on_train_epoch_start", "S begins", "on_train_batch_start"),
+    ]
+
+
 def test_every_hook_of_the_table_is_fired_somewhere():
     events = {*record(num_sanity_val_steps=1), *record("test"), *record("predict")}
     fired = {event.split()[1] for event in events}
@@ -594,16 +811,6 @@ def recorded_in_words(method: str, expression: str, events: list[str], model: ty
     names = [name for event in events if (name := event.split()[1]) in vocabulary]
     assert set(names) == vocabulary, f"The run never came to {vocabulary - set(names)}."
     return "".join(f"{name} " for name, _ in itertools.groupby(names))
-
-
-class RecordingLogger(Logger):
-    """Records that it is sent something."""
-
-    def __init__(self, events: list[str]) -> None:
-        self.events = events
-
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        self.events.append("L sent")
 
 
 def logging_model(events: list[str]) -> type[Plain]:

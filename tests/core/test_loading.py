@@ -15,6 +15,8 @@ from leyden.core.module import LightningModule
 from leyden.utils.errors import CheckpointError, LeydenWarning, MisconfigurationError
 from models import TinyModel, tiny_loader
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*LD281")  # layers that are only there to be saved
+
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
 
 

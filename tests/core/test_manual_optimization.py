@@ -294,6 +294,7 @@ def test_two_optimizers_accumulate_and_clip_as_by_hand(accumulate, toggling):
     assert trainer.global_step == 2 * -(-7 // accumulate)
 
 
+@pytest.mark.filterwarnings("ignore:.*LD296")
 def test_toggle_model_freezes_what_only_other_optimizers_hold_and_gives_it_back_after_an_error():
     seen = []
 

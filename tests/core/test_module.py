@@ -233,6 +233,7 @@ class Pair(TinyModel):
         return optimizers, [torch.optim.lr_scheduler.ExponentialLR(optimizers[0], 0.5)]
 
 
+@pytest.mark.filterwarnings("ignore:.*LD296")
 def test_toggling_switches_the_gradients_of_the_other_optimizers_off():
     seen = []
 
@@ -253,6 +254,7 @@ def test_toggling_switches_the_gradients_of_the_other_optimizers_off():
     assert seen == [[False, False, True, False], before, [True, True, False, False], before]
 
 
+@pytest.mark.filterwarnings("ignore:.*LD296")
 def test_optimizers_and_schedulers_are_one_a_list_or_none():
     seen = []
 

@@ -216,6 +216,7 @@ def test_a_scheduler_adds_no_frame_between_the_loop_and_the_step():
     assert not [name for name in model.files if "torch/optim" in name]  # they wrap step, but do not need the closure
 
 
+@pytest.mark.filterwarnings("ignore:.*LD291")
 def test_in_manual_optimization_schedulers_are_the_steps_own_business():
     class Model(Manual):
         def on_train_epoch_end(self):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
-import datetime
-import enum
+import hashlib
 import io
 import os
 import pathlib
@@ -16,13 +14,13 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from fsspec.implementations.memory import MemoryFileSystem
 
-from leyden.fabric.checkpoint_io import CheckpointIO, unsafe_places
+from leyden.fabric.checkpoint_io import CheckpointIO, verify_checkpoint
 from leyden.utils.errors import CheckpointError
+from leyden.utils.paths import atomic_write, list_dir, open_file, remove
 
 checkpoints = CheckpointIO()
 
@@ -63,12 +61,113 @@ def test_a_checkpoint_comes_back_as_it_was_and_is_an_ordinary_torch_file(tmp_pat
     assert os.listdir(path.parent) == ["a.ckpt"]
 
 
+def read_all(path):
+    with open_file(path) as file:
+        return file.read()
+
+
+def write_all(path, content):
+    with atomic_write(path) as file:
+        file.write(content)
+
+
 def test_a_remote_checkpoint_comes_back_as_it_was():
     checkpoints.save_checkpoint(checkpoint(), "memory://remote/a.ckpt", storage_options={})
+    verify_checkpoint("memory://remote/a.ckpt")
     assert same(checkpoints.load_checkpoint("memory://remote/a.ckpt"), checkpoint())
+    assert list_dir("memory://remote") == ["a.ckpt", "a.ckpt.sha256"]
     checkpoints.remove_checkpoint("memory://remote/a.ckpt")
+    assert list_dir("memory://remote") == []
     with pytest.raises(FileNotFoundError, match=r"memory://remote/a\.ckpt"):
         checkpoints.load_checkpoint("memory://remote/a.ckpt")
+
+
+def test_the_mark_of_a_remote_checkpoint_is_written_last_and_is_what_sha256sum_prints(monkeypatch):
+    order = []
+    real = MemoryFileSystem.put_file
+    monkeypatch.setattr(
+        MemoryFileSystem, "put_file", lambda self, local, path, **more: order.append(path) or real(self, local, path)
+    )
+    checkpoints.save_checkpoint(checkpoint(), "memory://marked/a.ckpt")
+    assert order == ["/marked/a.ckpt", "/marked/a.ckpt.sha256"]
+    digest = hashlib.sha256(read_all("memory://marked/a.ckpt")).hexdigest()
+    assert read_all("memory://marked/a.ckpt.sha256") == f"{digest}  a.ckpt\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("mark", "why"),
+    [
+        (None, r"has no memory://refused/a\.ckpt\.sha256 beside it, which is written last"),
+        (b"", r"has no memory://refused/a\.ckpt\.sha256"),
+        (b"0" * 64 + b"  a.ckpt\n", r"is not what memory://refused/a\.ckpt\.sha256 says"),
+    ],
+)
+def test_a_remote_checkpoint_of_ours_without_its_mark_is_refused(mark, why):
+    path = "memory://refused/a.ckpt"
+    checkpoints.save_checkpoint(checkpoint(), path)
+    if mark is None:
+        remove(path + ".sha256")
+    else:
+        write_all(path + ".sha256", mark)
+    for refused in (verify_checkpoint, checkpoints.load_checkpoint):
+        with pytest.raises(CheckpointError, match=why):
+            refused(path)
+
+
+def test_a_new_remote_checkpoint_with_the_mark_of_the_old_is_refused():
+    path = "memory://replaced/a.ckpt"
+    checkpoints.save_checkpoint(checkpoint(), path)
+    mark = read_all(path + ".sha256")
+    checkpoints.save_checkpoint(checkpoint(epoch=4), path)
+    verify_checkpoint(path)
+    write_all(path + ".sha256", mark)  # as if the program had ended between the two
+    with pytest.raises(CheckpointError, match="was replaced and the mark was not"):
+        checkpoints.load_checkpoint(path)
+
+
+def test_a_damaged_remote_checkpoint_is_refused():
+    path = "memory://damaged/a.ckpt"
+    checkpoints.save_checkpoint(checkpoint(), path)
+    whole = read_all(path)
+    write_all(path, whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    with pytest.raises(CheckpointError, match="it is damaged"):
+        verify_checkpoint(path)
+
+
+def test_a_remote_checkpoint_of_another_program_needs_no_mark():
+    path = "memory://others/a.ckpt"
+    write_all(path, saved_bytes())
+    verify_checkpoint(path)
+    assert same(checkpoints.load_checkpoint(path), checkpoint())
+    write_all(path, saved_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        verify_checkpoint(path)
+    write_all(path, saved_bytes())
+    write_all(path + ".sha256", hashlib.sha256(saved_bytes()).hexdigest().upper().encode())
+    verify_checkpoint(path)
+
+
+def test_a_failed_upload_is_a_checkpoint_error(monkeypatch):
+    class Refused(Exception):  # as those of the libraries of object stores
+        pass
+
+    def put_file(self, local, path, **more):
+        raise Refused("AccessDenied")
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put_file)
+    with pytest.raises(CheckpointError, match=r"memory://failed/a\.ckpt: Refused: AccessDenied\.$") as caught:
+        checkpoints.save_checkpoint(checkpoint(), "memory://failed/a.ckpt")
+    assert isinstance(caught.value.__cause__, Refused)
+
+
+def test_a_file_url_is_a_local_path(tmp_path):
+    checkpoints.save_checkpoint(checkpoint(), f"file://{tmp_path}/a.ckpt")
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+    verify_checkpoint(f"file://{tmp_path}/a.ckpt")
+    whole = (tmp_path / "a.ckpt").read_bytes()
+    (tmp_path / "b.ckpt").write_bytes(whole[:-1])
+    with pytest.raises(CheckpointError, match=r"The newest good one beside it is .*/a\.ckpt\."):
+        checkpoints.load_checkpoint(f"file://{tmp_path}/b.ckpt")
 
 
 def test_storage_options_are_refused_for_a_local_path(tmp_path):
@@ -85,7 +184,9 @@ class FailsInPickling:
 def test_an_exception_during_pickling_leaves_the_old_file_and_no_litter(tmp_path, content):
     path = tmp_path / "a.ckpt"
     checkpoints.save_checkpoint(checkpoint(), path)
-    with pytest.raises((KeyError, CheckpointError)):
+    with pytest.raises(
+        CheckpointError, match=r"a\.ckpt: (KeyError: 'in the middle'|.*hyper_parameters\['x'\]: function)"
+    ):
         checkpoints.save_checkpoint({"epoch": 4, "hyper_parameters": {"x": content}}, path)
     assert same(checkpoints.load_checkpoint(path), checkpoint())
     assert os.listdir(tmp_path) == ["a.ckpt"]
@@ -291,6 +392,23 @@ def test_the_same_holds_for_the_web(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+def test_an_open_file_that_cannot_go_back_is_read_too():
+    read, write = os.pipe()
+    with open(read, "rb") as source, open(write, "wb") as sink:
+        sender = threading.Thread(target=lambda: (sink.write(saved_bytes()), sink.close()))
+        sender.start()
+        assert same(checkpoints.load_checkpoint(source), checkpoint())
+        sender.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+def test_a_file_that_may_not_be_read_is_named_with_the_reason(tmp_path):
+    checkpoints.save_checkpoint(checkpoint(), tmp_path / "a.ckpt")
+    (tmp_path / "a.ckpt").chmod(0)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt cannot be read: Permission denied"):
+        verify_checkpoint(tmp_path / "a.ckpt")
+
+
 def test_a_class_that_is_gone_is_named_with_the_file(tmp_path, monkeypatch):
     torch.save({"cfg": Cfg()}, tmp_path / "a.ckpt")
     monkeypatch.delattr(sys.modules[Cfg.__module__], "Cfg")
@@ -308,202 +426,3 @@ def test_a_matter_that_is_not_the_files_keeps_its_own_error(tmp_path):
 def test_tensors_go_where_map_location_says(tmp_path):
     torch.save(checkpoint(), tmp_path / "a.ckpt")
     assert checkpoints.load_checkpoint(tmp_path / "a.ckpt", map_location="meta")["state_dict"]["weight"].is_meta
-
-
-# What can be read back.
-
-
-class Color(str, enum.Enum):
-    RED = "red"
-
-
-class Number(enum.IntEnum):
-    ONE = 1
-
-
-class MyDict(dict):
-    pass
-
-
-class MyOrdered(collections.OrderedDict):
-    pass
-
-
-class MyTensor(torch.Tensor):
-    pass
-
-
-class MyStr(str):
-    pass
-
-
-Pair = collections.namedtuple("Pair", "a b")
-
-
-def with_attribute(tensor, value):
-    tensor.tag = value
-    return tensor
-
-
-def ordered(value):
-    of = collections.OrderedDict(a=1)
-    of._metadata = value
-    return of
-
-
-def cyclic_list():
-    cyclic: list = []
-    cyclic.append((cyclic,))
-    return cyclic
-
-
-def cyclic_tuple():
-    cyclic: tuple = ([],)
-    cyclic[0].append(cyclic)
-    return cyclic
-
-
-def cyclic_counter():
-    cyclic = collections.Counter()
-    cyclic["a"] = [cyclic]  # type: ignore[assignment]
-    return cyclic
-
-
-def shared():
-    one = (Color.RED,)
-    return [one, one]
-
-
-VALUES = {
-    "none": None,
-    "bools": [True, False],
-    "ints": [0, -1, 255, 2**31, -(2**70)],
-    "longest int": 2**2039 - 1,
-    "int too long": 2**2039,
-    "lowest int": -(2**2039),
-    "int too low": -(2**2039) - 1,
-    "floats": [0.1, float("inf"), float("nan")],
-    "complex": 1j,
-    "str": ["", "x", "ü" * 300, "\ud800"],
-    "bytes": b"x",
-    "long bytes": b"x" * 300,
-    "empty bytes": b"",
-    "bytearrays": [bytearray(), bytearray(b"x")],
-    "tuples": [(), (1,), (1, 2, 3, 4)],
-    "lists": [[], [1], [[1]]],
-    "dicts": [{}, {"a": 1}, {(1, "a"): 1, 1.5: 2, None: 3, b"x": 4}],
-    "sets": [set(), {1, "a", (1,)}],
-    "set of tensors": {torch.ones(1)},
-    "frozenset": frozenset({1}),
-    "empty frozenset": frozenset(),
-    "OrderedDict": ordered(collections.OrderedDict(version=1)),
-    "OrderedDict with an object": ordered(Color.RED),
-    "OrderedDict subclass": MyOrdered(a=1),
-    "Counter": collections.Counter("ab"),
-    "Counter of objects": collections.Counter([Color.RED]),
-    "defaultdict": collections.defaultdict(int),
-    "defaultdict without factory": collections.defaultdict(None, a=1),
-    "dict subclass": MyDict(a=1),
-    "deque": collections.deque([1]),
-    "named tuple": Pair(1, 2),
-    "range": range(3),
-    "slice": slice(1),
-    "ellipsis": ...,
-    "str-Enum": Color.RED,
-    "IntEnum": Number.ONE,
-    "str subclass": MyStr("x"),
-    "object": Cfg(),
-    "path": pathlib.Path("x"),
-    "date": datetime.date(2020, 1, 1),
-    "timedelta": datetime.timedelta(1),
-    "partial": partial(print),
-    "function": unsafe_places,
-    "lambda": lambda: 0,
-    "builtin": print,
-    "bound method": Cfg().__init__,
-    "class": Cfg,
-    "builtin class": dict,
-    "classes that torch knows": [collections.OrderedDict, nn.Parameter, torch.Size, set],
-    "module": nn.Linear(1, 1),
-    "exception": ValueError("x"),
-    "numpy float32": np.float32(1),
-    "numpy float64": np.float64(1),
-    "numpy bool": np.bool_(True),
-    "numpy str": np.str_("x"),
-    "numpy array": np.ones(2),
-    "key": {Color.RED: 1},
-    "element": {Color.RED},
-    "deep": {"a": [({"b": Color.RED},)]},
-    "list that contains itself": cyclic_list(),
-    "tuple that contains itself": cyclic_tuple(),
-    "Counter that contains itself": cyclic_counter(),
-    "shared": shared(),
-    "Size": torch.Size([1, 2]),
-    "dtypes": [torch.float32, torch.bfloat16, torch.uint16, torch.complex64, torch.float8_e4m3fn],
-    "devices": [torch.device("cpu"), torch.device("cuda:1")],
-    "layouts": [torch.strided, torch.sparse_csr],
-    "memory format": torch.channels_last,
-    "generator": torch.Generator(),
-    "finfo": torch.finfo(torch.float32),
-    "tensors": [torch.ones(2), torch.empty(0), torch.ones(1, requires_grad=True) * 2, torch.ones(2, device="meta")],
-    "tensors of many dtypes": [torch.ones(2).to(d) for d in (torch.bfloat16, torch.uint16, torch.float8_e4m3fn)],
-    "conjugate": torch.ones(2, dtype=torch.complex64).conj(),
-    "sparse": torch.eye(2).to_sparse(),
-    "parameter": nn.Parameter(torch.ones(1), requires_grad=False),
-    "buffer": nn.Buffer(torch.ones(1)),
-    "tensor with an attribute": with_attribute(torch.ones(1), "x"),
-    "tensor with an object": with_attribute(torch.ones(1), Color.RED),
-    "parameter with an attribute": with_attribute(nn.Parameter(torch.ones(1)), "x"),
-    "parameter with an object": with_attribute(nn.Parameter(torch.ones(1)), Color.RED),
-    "tensor subclass": torch.ones(1).as_subclass(MyTensor),
-    "parameter not yet made": nn.UninitializedParameter(),
-    "storage": torch.ones(2).untyped_storage(),
-    "state_dict": nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).state_dict(),
-    "optimizer": torch.optim.Adam(nn.Linear(1, 1).parameters()).state_dict(),
-    "generator states": [random.getstate(), torch.get_rng_state()],
-}
-
-
-def can_be_read_back(value):
-    file = io.BytesIO()
-    try:
-        torch.save(value, file)
-    except Exception:
-        return False
-    file.seek(0)
-    try:
-        torch.load(file, weights_only=True)
-    except Exception:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_a_value_has_no_unsafe_place_exactly_when_torch_reads_it_back(name):
-    assert (unsafe_places(VALUES[name]) == []) == can_be_read_back(VALUES[name])
-    assert (unsafe_places({"top": [VALUES[name]]}) == []) == can_be_read_back(VALUES[name])
-
-
-def test_places_are_written_as_the_user_would_reach_them():
-    assert unsafe_places({"epoch": 1, "hyper_parameters": {"cfg": Cfg(), "layers": [1, (Color.RED,)]}}) == [
-        f"hyper_parameters['cfg']: {__name__}.Cfg",
-        f"hyper_parameters['layers'][1][0]: {__name__}.Color",
-    ]
-    assert unsafe_places({"cfg": frozenset(), "act": nn.ReLU, "fn": print, 3: 1}, "hyper_parameters") == [
-        "hyper_parameters['cfg']: frozenset",
-        "hyper_parameters['act']: class torch.nn.modules.activation.ReLU",
-        "hyper_parameters['fn']: function print",
-    ]
-    assert unsafe_places([{1}, {Color.RED}]) == [f"checkpoint[1], element: {__name__}.Color"]
-    assert unsafe_places({"a": {Color.RED: 1}}) == [f"a, key {Color.RED!r}: {__name__}.Color"]
-    assert unsafe_places({"a": 2**3000, "b": b"", "c": ordered(Color.RED)}) == [
-        "a: an int of 3001 bits",
-        "b: empty bytes",
-        f"c._metadata: {__name__}.Color",
-    ]
-
-
-def test_what_the_user_allowed_torch_to_read_is_safe():
-    with torch.serialization.safe_globals([Cfg]):
-        assert unsafe_places({"cfg": Cfg()}) == []
-    assert unsafe_places({"cfg": Cfg()}) == [f"cfg: {__name__}.Cfg"]

@@ -165,7 +165,8 @@ class WatchedModel(TinyModel):
 def waits_between_steps(kind: type[WatchedModel], **options: Any) -> list[str]:
     with Waits() as waits:
         model = kind(waits)
-        train(model, **options)
+        # The check of the loss reads it where that waits for nothing, as on the CPU; tests/core/test_finite.py.
+        train(model, **{"on_nonfinite_loss": "ignore", **options})
     assert len(model.so_far) == STEPS
     return waits.seen[model.so_far[0] : model.so_far[-1]]
 

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 import leyden.utilities
+from leyden.callbacks.early_stopping import EarlyStopping
 from leyden.core.module import LightningModule
 from leyden.trainer import Trainer
-from leyden.utilities.exceptions import MisconfigurationException
+from leyden.utilities.exceptions import MisconfigurationException, SIGTERMException
 from leyden.utilities.model_summary import ModelSummary, summarize
 from leyden.utilities.seed import isolate_rng, reset_seed
 from leyden.utilities.types import EVAL_DATALOADERS, STEP_OUTPUT, TRAIN_DATALOADERS, OptimizerLRScheduler
@@ -35,7 +36,7 @@ from models import TinyModel, tiny_loader
             "suggested_max_num_workers",
         ),
         (".combined_loader", "CombinedLoader"),
-        (".exceptions", "MisconfigurationException"),
+        (".exceptions", "MisconfigurationException SIGTERMException"),
         (".grads", "grad_norm"),
         (".memory", "garbage_collection_cuda is_oom_error recursive_detach"),
         (".model_summary", "LayerSummary ModelSummary summarize"),
@@ -62,14 +63,59 @@ def test_modules_can_be_reached_from_the_package_and_are_loaded_only_then():
     assert json.loads(done.stdout) == [[], False]
 
 
-def test_what_is_not_built_says_so():
-    with pytest.raises(ImportError, match="SIGTERMException is not built yet"):
-        from leyden.utilities.exceptions import SIGTERMException  # noqa: F401
+@pytest.mark.parametrize(
+    ("module", "instead"),
+    [
+        ("leyden.utilities.upgrade_checkpoint", r"fit\(ckpt_path=\.\.\.\) read them as they are"),
+        ("leyden.utilities.consolidate_checkpoint", "dcp_to_torch_save"),
+        ("leyden.serve", "to_exported_program"),
+    ],
+)
+def test_what_is_not_built_says_so(module, instead):
+    with pytest.raises(ImportError, match=rf"{module} is not built yet in Leyden\..*{instead}"):
+        importlib.import_module(module)
+
+
+def test_a_command_that_is_not_built_says_so():
+    done = subprocess.run(
+        [sys.executable, "-m", "leyden.utilities.upgrade_checkpoint", "a.ckpt"], stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, "upgrade_checkpoint is not built yet" in done.stderr) == (1, True)
+
+
+def test_a_sigterm_ends_the_process_with_the_status_that_shells_know():
+    code = "from leyden.utilities.exceptions import SIGTERMException; raise SIGTERMException"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 143
+    with pytest.raises(SystemExit):
+        raise SIGTERMException
+
+
+def test_the_random_numbers_of_gpus_can_be_left_out_of_what_is_kept_apart():
+    torch.manual_seed(0)
+    with isolate_rng(include_cuda=False):
+        first = torch.rand(3)
+    assert torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.parametrize("package", ["leyden", "leyden.loggers", "leyden.callbacks"])
+def test_a_star_imports_the_public_names(package):
+    namespace: dict[str, object] = {}
+    exec(f"from {package} import *", namespace)
+    assert {"leyden": "Trainer", "leyden.loggers": "CSVLogger", "leyden.callbacks": "ModelCheckpoint"}[
+        package
+    ] in namespace
 
 
 def test_errors_can_be_caught_under_lightnings_name():
     with pytest.raises(MisconfigurationException):
         Trainer(accelerator="cpu", logger=False, max_epochs=-2)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, MisconfigurationException])
+def test_a_metric_that_nobody_logs_can_be_caught_as_lightning_raises_it_and_as_it_should(kind):
+    trainer = Trainer(accelerator="cpu", logger=False, max_epochs=1, callbacks=[EarlyStopping("nothing")])
+    with pytest.raises(kind, match="matches nothing that is logged"):
+        trainer.fit(TinyModel(), tiny_loader(1))
 
 
 def test_steps_can_be_annotated_with_lightnings_types():

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import nn
 
-from leyden.fabric.checkpoint_io import unsafe_places
+from leyden.fabric.unsafe import unsafe_places
 from leyden.utils.errors import LeydenWarning, MisconfigurationError, forget_warnings
 from leyden.utils.hparams import (
     AttributeDict,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from leyden.utils.paths import (
     open_file,
     remove,
     remove_stale,
+    replace_link,
 )
 
 
@@ -293,3 +295,115 @@ def test_the_temporary_files_of_dead_processes_of_this_host_are_removed(tmp_path
     assert remove_stale(tmp_path) == [stale]
     assert list_dir(tmp_path) == sorted(others)
     assert remove_stale(tmp_path / "none") == remove_stale("memory://none") == []
+
+
+# Links.
+
+
+def test_a_link_is_another_name_of_the_file_and_stays_when_that_is_removed(tmp_path):
+    write(tmp_path / "a.ckpt", b"a")
+    replace_link(str(tmp_path / "a.ckpt"), str(tmp_path / "last.ckpt"))
+    assert (tmp_path / "last.ckpt").samefile(tmp_path / "a.ckpt")
+    remove(tmp_path / "a.ckpt")
+    assert read(tmp_path / "last.ckpt") == b"a"
+
+
+@pytest.mark.parametrize("before", ["file", "link", "same", "dangling", "nothing"])
+def test_a_link_replaces_what_has_its_name_and_leaves_no_litter(tmp_path, before):
+    target, link = tmp_path / "b.ckpt", tmp_path / "last.ckpt"
+    write(target, b"b")
+    write(tmp_path / "a.ckpt", b"a")
+    if before == "file":
+        write(link, b"old")
+    elif before == "link":
+        link.symlink_to("a.ckpt")
+    elif before == "same":
+        os.link(target, link)
+    elif before == "dangling":
+        link.symlink_to("gone.ckpt")
+    replace_link(str(target), f"file://{link}")
+    assert read(link) == b"b" and read(tmp_path / "a.ckpt") == b"a"
+    assert list_dir(tmp_path) == ["a.ckpt", "b.ckpt", "last.ckpt"]
+
+
+def test_a_link_to_a_link_is_one_to_the_file(tmp_path):
+    write(tmp_path / "a.ckpt", b"a")
+    (tmp_path / "best.ckpt").symlink_to("a.ckpt")
+    (tmp_path / "below").mkdir()
+    replace_link(str(tmp_path / "best.ckpt"), str(tmp_path / "below" / "last.ckpt"))
+    remove(tmp_path / "best.ckpt")
+    assert read(tmp_path / "below" / "last.ckpt") == b"a"
+
+
+def test_a_folder_is_linked_by_a_symbolic_link_that_may_be_moved_with_it(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "0").mkdir(parents=True)
+    (tmp_path / "runs" / "1").mkdir()
+    write(tmp_path / "runs" / "1" / "x", b"1")
+    monkeypatch.chdir(tmp_path / "runs")
+    replace_link("0", "last")
+    replace_link(str(tmp_path / "runs" / "1"), "last")
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert read(tmp_path / "moved" / "last" / "x") == b"1"
+
+
+def test_where_there_are_no_hard_links_the_link_is_symbolic(tmp_path, monkeypatch):
+    def cannot(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", cannot)
+    write(tmp_path / "a.ckpt", b"a")
+    replace_link(str(tmp_path / "a.ckpt"), str(tmp_path / "last.ckpt"))
+    assert os.readlink(tmp_path / "last.ckpt") == "a.ckpt"
+    assert list_dir(tmp_path) == ["a.ckpt", "last.ckpt"]
+
+
+def test_a_link_to_nothing_a_remote_one_or_one_that_fails_leaves_all_as_it_was(tmp_path):
+    link = tmp_path / "last.ckpt"
+    write(link, b"old")
+    with pytest.raises(FileNotFoundError):
+        replace_link(str(tmp_path / "none.ckpt"), str(link))
+    for pair in (("memory://a", str(link)), (str(link), "memory://a")):
+        with pytest.raises(MisconfigurationError, match="'memory://a' cannot be linked"):
+            replace_link(*pair)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_link(str(link), str(tmp_path / "folder"))
+    assert read(link) == b"old" and list_dir(tmp_path) == ["folder", "last.ckpt"]
+
+
+# What the kernel is asked to do, in order.
+
+TRACED = """
+import sys
+from leyden.utils.paths import atomic_write, replace_link
+folder = sys.argv[1]
+with atomic_write(folder + "/a.ckpt") as file:
+    file.write(b"x" * 100)
+replace_link(folder + "/a.ckpt", folder + "/last.ckpt")
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_the_kernel_sees_write_sync_rename_sync_for_a_file_and_link_rename_sync_for_a_link(tmp_path):
+    folder, log = tmp_path / "runs", tmp_path / "log"
+    folder.mkdir()
+    calls = "trace=openat,write,fsync,rename,renameat,renameat2,link,linkat,unlink,unlinkat"
+    done = subprocess.run(
+        ["strace", "-y", "-e", calls, "-o", str(log), sys.executable, "-c", TRACED, str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "ptrace" in done.stderr.lower():
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    seen = []
+    for line in log.read_text().splitlines():
+        call = re.match(r"(openat|write|fsync|rename|link|unlink)(at2?)?\((.*)\) = ", line)
+        if call is None or str(folder) not in call[3] or (call[1] == "openat" and "O_EXCL" not in call[3]):
+            continue
+        on_folder = f"<{folder}>" in call[3]
+        seen.append(f"{call[1]} folder" if on_folder else call[1])
+    of_a_file = ["openat", "write", "fsync", "rename", "fsync folder"]
+    of_a_link = ["link", "rename", "unlink", "fsync folder"]  # unlink finds nothing: the rename took it
+    assert seen == of_a_file + of_a_link

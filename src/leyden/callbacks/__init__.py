@@ -35,11 +35,14 @@ __getattr__, __dir__ = lazy_names(
         "BatchSizeFinder": "Give the DataLoader its batch_size.",
         "DeviceStatsMonitor": "Log torch.cuda.memory_stats() in on_train_batch_end.",
         "EMAWeightAveraging": "Use torch.optim.swa_utils.AveragedModel in hooks.",
+        "GPUStatsMonitor": "Log torch.cuda.memory_stats() in on_train_batch_end.",
         "GradientAccumulationScheduler": "Set trainer.accumulate_grad_batches in on_train_epoch_start.",
         "LambdaCallback": "Derive from leyden.Callback.",
         "LearningRateFinder": "Give the optimizer its learning rate.",
         "ModelPruning": "Use torch.nn.utils.prune in hooks.",
         "OnExceptionCheckpoint": "Use ModelCheckpoint(save_on_exception=True).",
+        "ProgressBarBase": "Derive from ProgressBar.",
+        "QuantizationAwareTraining": "Use torch.ao.quantization in hooks.",
         "RichModelSummary": "Use ModelSummary.",
         "RichProgressBar": "Use ProgressBar.",
         "StochasticWeightAveraging": "Use torch.optim.swa_utils.AveragedModel in hooks.",
@@ -48,3 +51,4 @@ __getattr__, __dir__ = lazy_names(
         "WeightAveraging": "Use torch.optim.swa_utils.AveragedModel in hooks.",
     },
 )
+__all__ = __dir__()

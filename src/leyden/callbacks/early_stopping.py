@@ -11,7 +11,7 @@ import torch
 
 from leyden.callbacks.monitoring import check_monitor, in_training, looks_at_train_epoch_end, matches_nothing, validates
 from leyden.core.callback import Callback
-from leyden.utils.errors import MisconfigurationError, warn
+from leyden.utils.errors import MisconfigurationError, MissingMetricError, warn
 from leyden.utils.rank import global_rank, is_rank_zero, log, say
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class EarlyStopping(Callback):
         elif validates(trainer) and not self._validated:
             pass  # the first validation may yet log it
         elif self.strict:
-            raise RuntimeError(f"{self._absent(metrics)} With strict=False training goes on without it.")
+            raise MissingMetricError(f"{self._absent(metrics)} With strict=False training goes on without it.")
         elif self.verbose:
             warn("LD130", self._absent(metrics), subject=self.monitor)
 

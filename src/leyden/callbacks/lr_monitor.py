@@ -99,8 +99,8 @@ class LearningRateMonitor(Callback):
                 values |= self._values(name, optimizer)
         if not values:
             return
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            logger.log_metrics(values, step=trainer.state.position.stepped_batches)
+        if trainer.is_global_zero:
+            trainer._tell_loggers("log_metrics", values, step=trainer.state.position.stepped_batches)
         trainer.add_callback_metrics(values)
 
     def _values(self, name: str, optimizer: Optimizer) -> dict[str, float]:

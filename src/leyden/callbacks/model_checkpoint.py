@@ -7,6 +7,8 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,24 +24,67 @@ from leyden.callbacks.monitoring import (
     validates,
 )
 from leyden.core.callback import Callback
+from leyden.core.saving import settle
+from leyden.core.state import Status
 from leyden.utils.durations import parse_duration
 from leyden.utils.errors import MisconfigurationError, warn
+from leyden.utils.lazy import LazyModule
 from leyden.utils.optional import require
-from leyden.utils.paths import atomic_write, exists, is_dir, is_remote, join, list_dir, make_dirs, remove_stale
+from leyden.utils.paths import (
+    atomic_write,
+    exists,
+    is_dir,
+    is_remote,
+    join,
+    list_dir,
+    make_dirs,
+    remove_stale,
+    replace_link,
+)
 from leyden.utils.rank import say
 
 if TYPE_CHECKING:
     from leyden.core.module import LightningModule
     from leyden.core.types import Trainer
 
-# {name} or {name:format}
-_PLACEHOLDER = re.compile(r"\{([^{}:]+)(?::([^{}]*))?\}")
+_names = LazyModule("leyden.callbacks.checkpoint_names")
+_storage = LazyModule("leyden.core.storage")
+
+_MOST_FAILURES = 3  # in a row, of which the last ends the run
 
 
 class Checkpoint(Callback):
     """Base of callbacks that save checkpoints; the Trainer runs them after all others."""
 
     monitors = True
+    save_weights_only = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse state that a checkpoint could not be read back with.
+
+        Raises:
+            CheckpointError: It names the places.
+        """
+        savers = trainer.checkpoint_callbacks
+        if savers and savers[0] is self and not trainer.fast_dev_run:  # once for all
+            _storage.check_content(trainer._running, all(saver.save_weights_only for saver in savers))
+
+
+@dataclass
+class _Records:
+    """What a ModelCheckpoint knows about its files, under the names of its attributes."""
+
+    best_model_score: Tensor | None
+    best_model_path: str
+    current_score: Tensor | None
+    best_k_models: dict[str, Tensor]
+    kth_best_model_path: str
+    kth_value: Tensor
+    last_model_path: str
+    _saved_step: int
+
+
+_RECORDS = tuple(field.name for field in fields(_Records))
 
 
 class ModelCheckpoint(Checkpoint):
@@ -55,6 +100,11 @@ class ModelCheckpoint(Checkpoint):
     its successor is safe on disk. Files that this run has not written are neither overwritten nor deleted, nor is the
     file that the run was resumed from deleted.
 
+    Before the first step the folder is tried, its disk must have room for 2.2 checkpoints, and state that could not be
+    read back under ``weights_only=True`` is refused. A file that cannot be written then, on a full disk for example,
+    is warned of and tried again at the next occasion; the third failure in a row ends the run, and so does one that is
+    not made good at the end of training. The attributes below name only files that were written.
+
     Args:
         dirpath: Folder of the checkpoints. None: ``checkpoints`` in the folder of the first logger, or else in
             ``default_root_dir``.
@@ -62,7 +112,9 @@ class ModelCheckpoint(Checkpoint):
             ``/`` makes folders. None: ``"{epoch}-{step}"``.
         monitor: Name of the metric that ranks checkpoints. None ranks by age.
         verbose: Say what is saved and what is not.
-        save_last: Also keep a copy of the checkpoint saved last as ``last.ckpt``; ``"link"`` makes it a link.
+        save_last: Also give the checkpoint saved last the name ``last.ckpt``: it is a hard link, which takes no room
+            and stays when the other name goes, or a symbolic link where there are none, or in a remote folder a second
+            file; ``"link"`` refuses the latter.
         save_top_k: How many to keep: the best ``k``, -1 for all, 0 for none. Without ``monitor`` -1, 0 or 1.
         save_on_exception: Save when training ends in an exception.
         save_weights_only: Leave out what only resuming needs.
@@ -73,6 +125,8 @@ class ModelCheckpoint(Checkpoint):
         every_n_epochs: Consider a checkpoint in every n-th epoch only; 0 never.
         save_on_train_epoch_end: Consider one at the end of training epochs (True) or after validations (False).
         enable_version_counter: Give a name that is taken the ending ``-v1``, ``-v2``, ... False overwrites.
+        async_save: Go on with training while a file is written, from a copy of all tensors in memory. The next save,
+            the end of fit and exceptions wait for it. Files of ``save_on_exception`` are written at once.
 
     Attributes:
         best_model_path: The best checkpoint, the latest without ``monitor``; ``""`` before the first.
@@ -111,18 +165,19 @@ class ModelCheckpoint(Checkpoint):
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
+        async_save: bool = False,
     ) -> None:
         check_monitor("ModelCheckpoint", "the metric" if monitor is None else monitor, mode)
-        _check_top_k(save_top_k, monitor)
-        _check_filename(filename)
+        _names.check_top_k(save_top_k, monitor)
+        _names.check_filename(filename)
         if save_last not in (None, False, True, "link"):
             raise MisconfigurationError(
                 f"ModelCheckpoint(save_last={save_last!r}) is unknown. Choose True, False or 'link'."
             )
         interval = parse_duration(train_time_interval, "train_time_interval")
-        _check_triggers(every_n_train_steps, every_n_epochs, interval, save_on_train_epoch_end)
+        _names.check_triggers(every_n_train_steps, every_n_epochs, interval, save_on_train_epoch_end)
 
-        self.dirpath = None if dirpath is None else _absolute(os.fspath(dirpath))
+        self.dirpath = None if dirpath is None else _names.absolute(os.fspath(dirpath))
         self.filename = filename
         self.monitor = monitor
         self.verbose = verbose
@@ -134,6 +189,7 @@ class ModelCheckpoint(Checkpoint):
         self.auto_insert_metric_name = auto_insert_metric_name
         self.save_on_train_epoch_end = save_on_train_epoch_end
         self.enable_version_counter = enable_version_counter
+        self.async_save = async_save
         self._interval = interval
         self._every_n_train_steps = every_n_train_steps or 0
         no_other_trigger = not self._every_n_train_steps and interval is None
@@ -149,8 +205,11 @@ class ModelCheckpoint(Checkpoint):
 
         self._own: set[str] = set()  # files that this run has written
         self._resumed_from = ""
-        # Asked for and not yet written: what to be again if it never is.
-        self._unwritten: dict[str, dict[str, Any]] = {}
+        # Asked for and not yet written: the records for when it is.
+        self._unwritten: dict[str, _Records] = {}
+        self._failures = 0  # in a row
+        self._failure: Exception | None = None  # of the last save, which is to be made good
+        self._ending = False
         self._saved_step = 0
         self._seen_step = 0
         self._last_time = 0.0
@@ -191,18 +250,32 @@ class ModelCheckpoint(Checkpoint):
         """Decide on the folder."""
         if stage != "fit":
             return
-        self.dirpath = trainer.strategy.broadcast(self.dirpath or _default_folder(trainer))
+        self.dirpath = trainer.strategy.broadcast(self.dirpath or _names.default_folder(trainer))
         if self.save_last == "link" and is_remote(self.dirpath):
             raise MisconfigurationError(
                 f"ModelCheckpoint(save_last='link') cannot make links in {self.dirpath!r}. Give save_last=True."
             )
-        if trainer.is_global_zero and not trainer.fast_dev_run and is_dir(self.dirpath):
-            remove_stale(self.dirpath)
-            if self.save_top_k != 0 and not trainer.ckpt_path:
-                self._warn_of_other_runs(self.dirpath)
+        if not trainer.is_global_zero or trainer.fast_dev_run or not self._saves:
+            return
+        for folder in {self.dirpath, os.path.dirname(trainer.ckpt_path or self.dirpath)}:
+            with suppress(OSError):  # of a read-only folder
+                remove_stale(folder)
+        if is_dir(self.dirpath) and self.save_top_k != 0 and not trainer.ckpt_path:
+            self._warn_of_other_runs(self.dirpath)
+        _storage.check_folder(self.dirpath)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count steps and time from here."""
+        """Count steps and time from here; refuse what could not be saved.
+
+        Raises:
+            CheckpointError: The disk is too small, or a checkpoint could not be read back.
+        """
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero and not trainer.fast_dev_run and self._saves and self.dirpath is not None:
+            copies = 1.1 if self._own else 2.2  # files of the run that goes on are there already
+            _storage.check_space(trainer._running, self.dirpath, self.save_weights_only, copies)
+        self._unwritten.clear()
+        self._failures, self._failure, self._ending = 0, None, False
         self._seen_step = trainer.global_step
         self._saved_step = min(self._saved_step, self._seen_step)  # less, in the next Trainer of this callback
         self._last_time = time.monotonic()
@@ -263,15 +336,20 @@ class ModelCheckpoint(Checkpoint):
             self._consider(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the end of training as ``last.ckpt`` when nothing else is kept."""
-        if self.save_last and self.save_top_k == 0 and in_training(trainer):
+        """Keep the end of training as ``last.ckpt`` when nothing else is kept; make good a save that has failed."""
+        if not in_training(trainer):
+            return
+        self._settle(trainer)
+        self._ending = True
+        if (failure := self._failure) is not None:
+            self._consider(trainer)
+            if not self._unwritten:
+                raise failure
+        elif self.save_last and self.save_top_k == 0:
             self._consider(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Forget what was never written; save at once if wanted."""
-        for before in reversed(self._unwritten.values()):
-            for name, value in before.items():
-                setattr(self, name, value)
         self._unwritten.clear()
         if not self.save_on_exception or self.dirpath is None or not in_training(trainer):
             return
@@ -285,6 +363,10 @@ class ModelCheckpoint(Checkpoint):
         else:
             self._own.add(path)
             say(f"ModelCheckpoint: training was broken off by {type(exception).__name__}; saved {path}")
+
+    @property
+    def _saves(self) -> bool:
+        return bool(self.save_top_k or self.save_last or self.save_on_exception)
 
     def _epoch_counts(self, trainer: Trainer) -> bool:
         return self._every_n_epochs > 0 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
@@ -313,40 +395,43 @@ class ModelCheckpoint(Checkpoint):
 
     def _consider(self, trainer: Trainer) -> None:
         """Ask for a checkpoint of this moment if it is among those to keep."""
-        if trainer.global_step == self._saved_step:
+        self._settle(trainer)
+        records = self._latest()
+        if trainer.global_step == records._saved_step:
             return
-        metrics, before = self._metrics(trainer), self._memory()
-        path, superseded = "", [self.last_model_path] if self.save_last else []
+        metrics = self._metrics(trainer)
+        path, superseded = "", [records.last_model_path] if self.save_last else []
         if self.save_top_k and self.monitor is not None:
-            if (ranked := self._rank(trainer, metrics)) is None:
+            if (ranked := self._rank(trainer, metrics, records)) is None:
                 return
             path, worse = ranked
             superseded += worse
         elif self.save_top_k:
-            previous = self.best_model_path if self.save_top_k == 1 else ""
-            path = self.best_model_path = self._free_path(trainer, metrics, previous)
+            previous = records.best_model_path if self.save_top_k == 1 else ""
+            path = records.best_model_path = self._free_path(trainer, metrics, previous)
             superseded.append(previous)
         elif not self.save_last:
             return
-        self._saved_step = trainer.global_step
+        records._saved_step = trainer.global_step
 
-        last, link = "", ""
+        last = ""
         if self.save_last:
-            last = self._free_path(trainer, metrics, self.last_model_path, self.CHECKPOINT_NAME_LAST)
-            self.last_model_path = last
-            if path and self.save_last == "link":
-                last, link = "", last
-        superseded = [old for old in superseded if old and old not in (path, last, link)]
-        if path:
-            self._ask(trainer, path, before, [] if last else superseded, link)
-            before = {"last_model_path": before["last_model_path"]}
-        if last:
-            self._ask(trainer, last, before, superseded)
+            last = self._free_path(trainer, metrics, records.last_model_path, self.CHECKPOINT_NAME_LAST)
+        superseded = [old for old in superseded if old and old not in (path, last)]
+        if not path:
+            self._ask(trainer, last, replace(records, last_model_path=last), superseded)
+        elif not last:
+            self._ask(trainer, path, records, superseded)
+        elif is_remote(last):  # where there are no links
+            self._ask(trainer, path, records, [])
+            self._ask(trainer, last, replace(records, last_model_path=last), superseded)
+        else:
+            self._ask(trainer, path, replace(records, last_model_path=last), superseded, link=last)
         if self.verbose and path:
             score = "" if self.monitor is None else f"{self.monitor} = {float(metrics[self.monitor]):.5f}, "
             say(f"ModelCheckpoint: epoch {trainer.current_epoch}, step {trainer.global_step}: {score}saving {path}")
 
-    def _rank(self, trainer: Trainer, metrics: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+    def _rank(self, trainer: Trainer, metrics: Mapping[str, Any], records: _Records) -> tuple[str, list[str]] | None:
         """Take this moment's score into the ranking: path, and what it supersedes; None when it is not good enough."""
         assert self.monitor is not None
         # Processes may have logged different values; all must come to the same decision.
@@ -357,8 +442,8 @@ class ModelCheckpoint(Checkpoint):
         score = torch.as_tensor(value).detach().to("cpu").reshape(()).clone()
         if not torch.isfinite(score):
             score = self._worst()
-        full = 0 < self.save_top_k <= len(self.best_k_models)
-        if full and not self._better(score, self.kth_value):
+        full = 0 < self.save_top_k <= len(records.best_k_models)
+        if full and not self._better(score, records.kth_value):
             if self.verbose:
                 say(
                     f"ModelCheckpoint: epoch {trainer.current_epoch}, step {trainer.global_step}: {self.monitor} = "
@@ -366,45 +451,98 @@ class ModelCheckpoint(Checkpoint):
                 )
             return None
 
-        self.current_score = score
+        records.current_score = score
         superseded = []
-        while 0 < self.save_top_k <= len(self.best_k_models):
-            superseded.append(self._worst_kept())
-            del self.best_k_models[superseded[-1]]
+        while 0 < self.save_top_k <= len(records.best_k_models):
+            superseded.append(self._worst_kept(records))
+            del records.best_k_models[superseded[-1]]
         reuse = superseded[0] if superseded else ""
         path = self._free_path(trainer, metrics, reuse)
-        self.best_k_models[path] = score
-        if self.save_top_k in (-1, len(self.best_k_models)):
-            self.kth_best_model_path = self._worst_kept()
-            self.kth_value = self.best_k_models[self.kth_best_model_path]
+        records.best_k_models[path] = score
+        if self.save_top_k in (-1, len(records.best_k_models)):
+            records.kth_best_model_path = self._worst_kept(records)
+            records.kth_value = records.best_k_models[records.kth_best_model_path]
         pick = min if self.mode == "min" else max
-        self.best_model_path = pick(self.best_k_models, key=lambda kept: float(self.best_k_models[kept]))
-        self.best_model_score = self.best_k_models[self.best_model_path]
+        records.best_model_path = pick(records.best_k_models, key=lambda kept: float(records.best_k_models[kept]))
+        records.best_model_score = records.best_k_models[records.best_model_path]
         return path, superseded
 
-    def _ask(self, trainer: Trainer, path: str, before: dict[str, Any], superseded: list[str], link: str = "") -> None:
-        self._unwritten[path] = before
+    def _ask(self, trainer: Trainer, path: str, records: _Records, superseded: list[str], link: str = "") -> None:
+        self._unwritten[path] = records
         trainer.request_checkpoint(
             path,
             weights_only=self.save_weights_only,
             written=partial(self._written, trainer, superseded, link),
+            failed=partial(self._failed, trainer),
+            in_background=self.async_save,
         )
 
     def _written(self, trainer: Trainer, superseded: list[str], link: str, path: str) -> None:
-        """``path`` is safe on disk: link to it, then delete what it supersedes."""
-        self._unwritten.pop(path, None)
+        """``path`` is safe on disk: link to it, publish the records, then delete what it supersedes."""
         self._own.add(path)
-        if link:
-            if trainer.is_global_zero:
-                _link(path, link)
+        if (records := self._unwritten.pop(path, None)) is None:
+            return  # it was to be the copy of a file that could not be written
+        self._failures, self._failure = 0, None
+        if link and link != path:
             self._own.add(link)
+            if not self._linked(trainer, path, link):
+                copied, kept = records, self.last_model_path
+                records = replace(records, last_model_path=kept)
+                self._ask(trainer, link, copied, [old for old in superseded if old == kept])
+                superseded = [old for old in superseded if old != kept]
+        for name in _RECORDS:
+            setattr(self, name, getattr(records, name))
         for old in superseded:
-            if old in self._own and not _same_file(old, self._resumed_from):
+            if old in self._own and not any(
+                _names.same_file(old, kept) for kept in (self._resumed_from, self.last_model_path)
+            ):
                 self._own.discard(old)
-                trainer.strategy.remove_checkpoint(old)
+                self._remove(trainer, old)
+        trainer._tell_loggers("after_save_checkpoint", self)
+
+    def _linked(self, trainer: Trainer, path: str, link: str) -> bool:
+        """Make ``link`` a second name of ``path``; False when it has to be a second file."""
         if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(self)
+            try:
+                replace_link(path, link)
+            except OSError:
+                return False
+        return True
+
+    def _remove(self, trainer: Trainer, path: str) -> None:
+        try:
+            trainer.strategy.remove_checkpoint(path)
+        except OSError as error:
+            warn("LD227", f"ModelCheckpoint could not delete {path}, which is superseded: {error}", subject=path)
+
+    def _failed(self, trainer: Trainer, path: str, error: Exception) -> None:
+        """``path`` could not be written: go on as if it had not been asked for, unless that was the last chance."""
+        asked = list(self._unwritten)
+        for lost in asked[asked.index(path) :] if path in asked else []:
+            del self._unwritten[lost]  # the later ones build on it
+            requests = trainer.state.save_requests
+            requests[:] = [request for request in requests if request.path != lost]
+        self._failures, self._failure = self._failures + 1, error
+        if self._ending or self._failures >= _MOST_FAILURES or trainer.state.status is not Status.RUNNING:
+            raise error
+        what = str(error) if path in str(error) else f"{path}: {error}"
+        warn(
+            "LD226",
+            f"{what.rstrip('.')}. Training goes on, and it is tried again at the next checkpoint; {_MOST_FAILURES} "
+            "failures in a row end the run.",
+            subject=f"{path} {self._failures}",
+        )
+
+    def _settle(self, trainer: Trainer) -> None:
+        """Wait for what is being written in the background, to decide by what is there."""
+        if trainer.state.outstanding:
+            settle(trainer._running)
+
+    def _latest(self) -> _Records:
+        """A copy of the records as they will be when all that was asked for is written."""
+        pending = list(self._unwritten.values())
+        records = pending[-1] if pending else _Records(**{name: getattr(self, name) for name in _RECORDS})
+        return replace(records, best_k_models=dict(records.best_k_models))
 
     def _complain(self, metrics: Mapping[str, Any]) -> None:
         """The monitored metric is not there; an error once validation could have logged it."""
@@ -425,9 +563,9 @@ class ModelCheckpoint(Checkpoint):
     def _worst(self) -> Tensor:
         return torch.tensor(math.inf if self.mode == "min" else -math.inf)
 
-    def _worst_kept(self) -> str:
+    def _worst_kept(self, records: _Records) -> str:
         pick = max if self.mode == "min" else min
-        return pick(self.best_k_models, key=lambda path: float(self.best_k_models[path]))
+        return pick(records.best_k_models, key=lambda path: float(records.best_k_models[path]))
 
     # Names.
 
@@ -450,7 +588,7 @@ class ModelCheckpoint(Checkpoint):
             prefix: Text to begin with.
         """
         pattern = filename or self.filename or self.CHECKPOINT_JOIN_CHAR.join(("{epoch}", "{step}"))
-        name = _PLACEHOLDER.sub(partial(self._fill_in, metrics), pattern)
+        name = _names.PLACEHOLDER.sub(partial(self._fill_in, metrics), pattern)
         if prefix:
             name = self.CHECKPOINT_JOIN_CHAR.join((prefix, name))
         if ver is not None:
@@ -491,21 +629,10 @@ class ModelCheckpoint(Checkpoint):
 
     # What is remembered.
 
-    def _memory(self) -> dict[str, Any]:
-        return {
-            "best_model_score": self.best_model_score,
-            "best_model_path": self.best_model_path,
-            "current_score": self.current_score,
-            "best_k_models": dict(self.best_k_models),
-            "kth_best_model_path": self.kth_best_model_path,
-            "kth_value": self.kth_value,
-            "last_model_path": self.last_model_path,
-            "_saved_step": self._saved_step,
-        }
-
     def state_dict(self) -> dict[str, Any]:
-        """The ranking, in plain types and tensors."""
-        memory = self._memory()
+        """The ranking, in plain types and tensors, with the checkpoint that is about to be written."""
+        records = self._latest()
+        memory = {name: getattr(records, name) for name in _RECORDS}
         step = memory.pop("_saved_step")
         return {"monitor": self.monitor, "dirpath": self.dirpath, **memory, "last_global_step_saved": step}
 
@@ -527,7 +654,7 @@ class ModelCheckpoint(Checkpoint):
         self.kth_value = torch.as_tensor(state_dict.get("kth_value", self.kth_value))
         self.last_model_path = state_dict.get("last_model_path", "")
         mentioned = {self.best_model_path, self.last_model_path, *self.best_k_models}
-        self._own |= {path for path in mentioned if _absolute(path).startswith(join(self.dirpath or "", ""))}
+        self._own |= {path for path in mentioned if _names.absolute(path).startswith(join(self.dirpath or "", ""))}
 
     def to_yaml(self, filepath: str | os.PathLike[str] | None = None) -> None:
         """Write ``best_k_models``, scores by path, to ``filepath``; None: ``best_k_models.yaml`` in the folder."""
@@ -537,91 +664,3 @@ class ModelCheckpoint(Checkpoint):
             make_dirs(os.path.dirname(path))
         with atomic_write(path) as file:
             file.write(yaml.safe_dump({kept: float(score) for kept, score in self.best_k_models.items()}).encode())
-
-
-# Checks.
-
-
-def _check_top_k(save_top_k: object, monitor: str | None) -> None:
-    if isinstance(save_top_k, bool) or not isinstance(save_top_k, int) or save_top_k < -1:
-        raise MisconfigurationError(
-            f"ModelCheckpoint(save_top_k={save_top_k!r}): give how many checkpoints to keep, -1 for all or 0 for none."
-        )
-    if monitor is None and save_top_k > 1:
-        raise MisconfigurationError(
-            f"ModelCheckpoint(save_top_k={save_top_k}) needs a metric to rank checkpoints by. Give one, such as "
-            "monitor='val_loss', or keep the latest (save_top_k=1) or all (save_top_k=-1)."
-        )
-
-
-def _check_filename(filename: object) -> None:
-    if filename is None:
-        return
-    if not isinstance(filename, str):
-        raise MisconfigurationError(f"ModelCheckpoint(filename={filename!r}) is not a string.")
-    for name, form in _PLACEHOLDER.findall(filename):
-        try:
-            format(1 if name in ("epoch", "step") else 1.0, form)
-        except ValueError as error:
-            raise MisconfigurationError(
-                f"ModelCheckpoint(filename={filename!r}): {form!r} cannot format {name!r}: {error}. "
-                f"Write for example {{{name}:.2f}}."
-            ) from error
-
-
-def _check_triggers(
-    steps: int | None, epochs: int | None, interval: timedelta | None, at_train_epoch_end: bool | None
-) -> None:
-    counts = {"every_n_train_steps": steps, "every_n_epochs": epochs}
-    for name, count in counts.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
-            raise MisconfigurationError(
-                f"ModelCheckpoint({name}={count!r}) is not a count. Give 1 or more; 0 is never."
-            )
-    given = [f"{name}={count}" for name, count in counts.items() if count]
-    given += [] if interval is None else [f"train_time_interval={interval}"]
-    if len(given) > 1:
-        raise MisconfigurationError(
-            f"ModelCheckpoint({', '.join(given)}): only one of these can trigger it. For more, give the Trainer "
-            "several ModelCheckpoints."
-        )
-    if at_train_epoch_end and (steps or interval is not None):
-        warn(
-            "LD136",
-            f"ModelCheckpoint(save_on_train_epoch_end=True) is ignored, because {given[0]} triggers it.",
-        )
-
-
-# Files.
-
-
-def _absolute(path: str) -> str:
-    if is_remote(path):
-        return path.rstrip("/")
-    return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
-
-
-def _same_file(one: str, other: str) -> bool:
-    if not other or is_remote(one) or is_remote(other):
-        return one == other
-    return os.path.realpath(one) == os.path.realpath(other)
-
-
-def _link(target: str, link: str) -> None:
-    """Make ``link`` another name of the file ``target``; it never is missing in between."""
-    temporary = f"{link}.{os.getpid()}.tmp"
-    try:
-        os.link(target, temporary)
-    except OSError:  # a folder, or a file system without hard links
-        os.symlink(os.path.relpath(target, os.path.dirname(link)), temporary)
-    os.replace(temporary, link)
-
-
-def _default_folder(trainer: Trainer) -> str:
-    """``checkpoints`` in the folder of the first logger, or else in the Trainer's."""
-    logger = trainer.logger
-    folder = None if logger is None else logger.log_dir
-    if folder is None and logger is not None and logger.save_dir is not None:
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        folder = join(logger.save_dir, str(logger.name), version)
-    return join(_absolute(str(folder or trainer.default_root_dir)), "checkpoints")

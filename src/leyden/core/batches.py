@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from types import GeneratorType
@@ -12,16 +13,20 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from leyden.core.combined import CombinedLoader, Mode, check_loader, is_stateful, keeps_its_length, size_of
+from leyden.core.combined import CombinedLoader, Mode, check_loader, keeps_its_length, size_of
 from leyden.core.datamodule import LightningDataModule
 from leyden.core.hooks import overrides, takes
+from leyden.core.reading import Pass, StatefulPass, begin_pass, forget, state_holder
 from leyden.core.state import Position, RunState
-from leyden.utils.errors import MisconfigurationError, warn
+from leyden.utils.errors import CheckpointError, MisconfigurationError, warn
+from leyden.utils.lazy import LazyModule
+from leyden.utils.rank import say
 from leyden.utils.seed import rng_state, set_rng_state
 from leyden.utils.tree import move_data_to_device
 
 Transfer = Callable[[Any, int], Any]
 
+_faults = LazyModule("leyden.core.faults")
 _END = object()
 
 
@@ -72,12 +77,19 @@ class Batches:
         loader: What the user made.
         count: Batches that a pass takes; ``inf`` when that is not known before the end.
         is_last: The batch handed out last is the last one of the pass.
-        evaluated: Batches evaluated in all passes of this run: the x-axis of what is logged by step in evaluation.
         name: What follows ``/`` in the names of its metrics where there are several loaders.
         knows_its_place: A loader that keeps a state goes on by itself; False where a checkpoint has no state of it.
+        reading: The pass in progress, or the last one; None for combined loaders.
+        fast: Batches may be gathered from tensors, see reading.py.
+        done: Index of the batch handed out last.
+        fetching: A batch is waited for.
     """
 
     knows_its_place = True
+    reading: Pass | None = None
+    fast = True
+    fetching = False
+    done = 0
 
     def __init__(
         self, loader: Any, where: str, limit: int | float | None, option: str, transfer: Transfer | None, name: str = ""
@@ -91,7 +103,6 @@ class Batches:
         self.where = where
         self.transfer = transfer
         self.is_last = False
-        self.evaluated = 0
         size = size_of(loader)
         self.count = _limited(size, limit, where, option)
         self._whole = self.count == size
@@ -102,38 +113,85 @@ class Batches:
         """One pass."""
         return self._hand_out(self._begin(), dataloader_idx, 0)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell every sampler which epoch this is, so that it can order its data by it."""
+        samplers: dict[int, Any] = {}
+        for loader, _ in _members(self.loader):
+            for holder in (loader, getattr(loader, "batch_sampler", None)):
+                sampler = getattr(holder, "sampler", None)
+                if callable(getattr(sampler, "set_epoch", None)):
+                    samplers[id(sampler)] = sampler
+        for sampler in samplers.values():
+            sampler.set_epoch(epoch)
+
     def _begin(self, done: int = 0) -> Iterator[Any]:
         """The batches of a pass behind the first ``done``."""
         if isinstance(self.loader, CombinedLoader):
             return self.loader.batches(done)
-        iterator: Iterator[Any] = iter(self.loader)
-        if not (self.knows_its_place and is_stateful(self.loader)):
-            for _ in islice(iterator, done):
-                pass
-        return iterator
+        reading = self.reading = begin_pass(self.loader, self.fast)
+        if done and not (self.knows_its_place and state_holder(self.loader)):
+            began = time.monotonic()
+            for _ in range(done):
+                if not reading.skip():
+                    break
+            if reading.rereads:
+                say(
+                    f"{self.where} was read again to go on behind batch {done}: {time.monotonic() - began:.1f} s. "
+                    "A dataset or loader with state_dict() and load_state_dict() would be asked instead."
+                )
+        return reading.rest()
+
+    @property
+    def indices(self) -> Any:
+        """The samples' indices of the batch in work, as the sampler gave them; None where they are not known."""
+        return None if self.reading is None else self.reading.indices_of(self.done)
 
     def _hand_out(self, iterator: Iterator[Any], dataloader_idx: int, done: int) -> Iterator[Any]:
         """What is left of a pass of which ``done`` batches are over, and gone from ``iterator``."""
         count, transfer = self.count, self.transfer
         self.is_last = done >= count
-        if not self.is_last:
-            if not self._known:  # never beyond a limit: the next batch may be dear, or have yet to come
-                limit = None if self._whole or count == math.inf else int(count) - done
-                iterator = _read_ahead(islice(iterator, limit), self)
-            for batch in iterator:
-                done += 1
-                if done >= count:
-                    self.is_last = True
-                yield batch if transfer is None else transfer(batch, dataloader_idx)
-                if done >= count:
-                    break
-            if done == 0:
-                raise MisconfigurationError(
-                    f"{self.where} gave no batch at all. An iterator, such as a generator, can be read only once: "
-                    "give a DataLoader, or an object whose __iter__ begins anew."
-                )
-        if self._whole:
-            next(iterator, None)  # to its very end, as a for loop goes: samplers draw, and loaders tidy up, there
+        try:
+            if not self.is_last:
+                if not self._known:  # never beyond a limit: the next batch may be dear, or have yet to come
+                    limit = None if self._whole or count == math.inf else int(count) - done
+                    iterator = _read_ahead(islice(iterator, limit), self)
+                self.fetching = True
+                for batch in iterator:
+                    self.done = done
+                    done += 1
+                    if done >= count:
+                        self.is_last = True
+                    if transfer is not None:
+                        batch = transfer(batch, dataloader_idx)
+                    self.fetching = False
+                    yield batch
+                    if done >= count:
+                        break
+                    self.fetching = True
+                if done == 0:
+                    raise MisconfigurationError(
+                        f"{self.where} gave no batch at all. An iterator, such as a generator, can be read only once: "
+                        "give a DataLoader, or an object whose __iter__ begins anew."
+                    )
+            if self._whole:
+                next(iterator, None)  # to its very end, as a for loop goes: samplers draw, and loaders tidy up, there
+        except Exception as error:
+            for member, place in _members(self.loader, self.where):
+                if not getattr(member, "num_workers", 0):
+                    continue
+                if explained := _faults.explain_worker_death(error, member, place):
+                    raise explained from error
+            raise
+        finally:
+            self.fetching = False
+            if self.reading is not None:
+                self.reading.close()
+
+    def end_workers(self) -> None:
+        """End the worker processes that DataLoaders keep from pass to pass."""
+        for member, _ in _members(self.loader):
+            if isinstance(member, DataLoader):
+                forget(member)
 
     def before_reading_ahead(self) -> None:
         """Called before a batch is read while the one before it is still to be worked on."""
@@ -144,14 +202,7 @@ class TrainBatches(Batches):
 
     _epoch_generators: list[torch.Tensor] | None = None
     _state_before_reading: Any = None
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Tell every sampler which epoch this is, so that it can order its data by it."""
-        for loader, _ in _members(self.loader):
-            for holder in (loader, getattr(loader, "batch_sampler", None)):
-                sampler = getattr(holder, "sampler", None)
-                if callable(set_epoch := getattr(sampler, "set_epoch", None)):
-                    set_epoch(epoch)
+    _lane_state: Any = None
 
     def rest_of_epoch(self, position: Position, state: RunState) -> Iterator[Any]:
         """The batches from ``position.batch`` on, in the order that was drawn when the epoch began.
@@ -166,16 +217,26 @@ class TrainBatches(Batches):
             set_rng_state(state.epoch_rng)
             self._set_generators(self._epoch_generators or [])
         iterator = self._begin(position.batch)
-        self.knows_its_place = True
+        if position.batch and self._lane_state is not None and isinstance(self.reading, StatefulPass):
+            self.reading.lane.load_state_dict(self._lane_state)
+        self.knows_its_place, self._lane_state = True, None
         if position.batch:
-            set_rng_state(now)
-            self._set_generators(generators)
+            set_rng_state(now)  # the loader's own generators have drawn what they draw in the epoch
         return self._hand_out(iterator, 0, position.batch)
+
+    def check_resumable(self) -> None:
+        """Refuse what cannot be read again from where a checkpoint was made."""
+        for member, place in _members(self.loader, self.where):
+            if isinstance(member, Iterator) and state_holder(member) is None:
+                raise CheckpointError(
+                    f"{place} is an iterator ({type(member).__name__}), which cannot be taken back to where the "
+                    "checkpoint was made. To resume, give a DataLoader, or an object whose __iter__ begins anew."
+                )
 
     def before_reading_ahead(self) -> None:
         """Remember the loader's state of now: a batch that is only read ahead is not done."""
-        if is_stateful(self.loader):
-            self._state_before_reading = self.loader.state_dict()
+        if holder := state_holder(self.loader):
+            self._state_before_reading = self._place(holder)
 
     def state_dict(self, in_epoch: bool) -> dict[str, Any]:
         """The states of the loader, where it keeps one, and of its random generators.
@@ -184,18 +245,23 @@ class TrainBatches(Batches):
             in_epoch: The epoch is not over.
         """
         state: dict[str, Any] = {"generators": self._generator_states(), "epoch_generators": self._epoch_generators}
-        if is_stateful(self.loader):
+        if holder := state_holder(self.loader):
             ahead = self._state_before_reading if in_epoch else None
-            state["loader"] = self.loader.state_dict() if ahead is None else ahead
+            state.update(self._place(holder) if ahead is None else ahead)
         return state
+
+    def _place(self, holder: Any) -> dict[str, Any]:
+        lane = getattr(self.reading, "lane", None)
+        return {"loader": holder.state_dict()} | ({} if lane is None else {"lane": lane.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give loader and generators their states back."""
         self._set_generators(state.get("generators", []))
         self._epoch_generators = state.get("epoch_generators")
         self.knows_its_place = "loader" in state or not state
-        if "loader" in state and is_stateful(self.loader):
-            self.loader.load_state_dict(state["loader"])
+        self._lane_state = state.get("lane")
+        if "loader" in state and (holder := state_holder(self.loader)):
+            holder.load_state_dict(state["loader"])
 
     def _generators(self) -> list[torch.Generator]:
         """The generators that the loader and its samplers draw from, where they have their own."""

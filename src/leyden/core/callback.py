@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from leyden.utils.errors import warn
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
@@ -39,8 +41,10 @@ class Callback:
 
     def log(self, name: str, value: Any, **options: Any) -> None:
         """Log a value as ``LightningModule.log`` does, with the same options."""
-        if self._results is not None:
-            self._results.log(name, value, **options)
+        if self._results is None:
+            warn("LD011", "self.log goes nowhere: there is no run, or it is Trainer(barebones=True).")
+            return
+        self._results.log(name, value, **options)
 
     def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
         """Log several values as ``LightningModule.log_dict`` does, with the same options."""

@@ -8,18 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from leyden.core.callback import Callback
 from leyden.core.hooks import overrides
 from leyden.core.loading import load_weights
 from leyden.core.run import Run
-from leyden.core.state import Fn
+from leyden.core.state import VALIDATION, Fn
 from leyden.utils.errors import CheckpointError, warn
 from leyden.utils.hparams import plain_hyperparameters
+from leyden.utils.lazy import LazyModule
 from leyden.utils.rank import say
 from leyden.utils.seed import rng_state, set_rng_state
 
+_former = LazyModule("leyden.core.former_checkpoints")
 # The Lightning whose layout this is; its readers look for the key.
 LAYOUT_VERSION = "2.6.6"
 
@@ -134,10 +136,11 @@ def _restore_callbacks(run: Run, states: dict[str, Any]) -> None:
         if overrides(callback, "on_load_checkpoint", Callback):
             callback.on_load_checkpoint(run.trainer, run.module, run.checkpoint or {})
     here = {callback.state_key: callback for callback in run.callbacks}
+    fitting = {key: key if key in here else _former.matching_key(key, here.keys() - states.keys()) for key in states}
     for key, state in states.items():
-        if key in here:
-            here[key].load_state_dict(state)
-    if missing := sorted(set(states) - set(here)):
+        if (own_key := fitting[key]) is not None:
+            here[own_key].load_state_dict(state)
+    if missing := sorted(key for key, own_key in fitting.items() if own_key is None):
         warn("LD041", f"The checkpoint has the state of callbacks that are not here: {', '.join(missing)}.")
 
 
@@ -152,6 +155,7 @@ def _restore_optimizers(run: Run, states: list[dict[str, Any]]) -> None:
             f"{len(run.optimizers)}."
         )
     for optimizer, state in zip(run.optimizers, states, strict=True):
+        options = list(optimizer.defaults)  # to which torch may add one as it loads a state
         try:
             optimizer.load_state_dict(state)
         except (ValueError, KeyError) as error:
@@ -160,7 +164,7 @@ def _restore_optimizers(run: Run, states: list[dict[str, Any]]) -> None:
                 f"{error}."
             ) from error
         # torch takes the state of another class without a word, and fails at the first step.
-        if lacking := [name for name in optimizer.defaults if any(name not in g for g in optimizer.param_groups)]:
+        if lacking := [name for name in options if any(name not in g for g in optimizer.param_groups)]:
             raise CheckpointError(
                 f"{run.trainer.ckpt_path} has the state of another optimizer than the {type(optimizer).__name__} that "
                 f"configure_optimizers returned: it lacks {', '.join(lacking)}."
@@ -179,15 +183,23 @@ def _restore_schedulers(run: Run, states: list[dict[str, Any]]) -> None:
 
 def _capture_loop(run: Run) -> dict[str, Any]:
     """What Lightning's layout has no place for."""
-    return {
-        "position": run.state.position.state_dict(),
+    position = run.state.position
+    loop: dict[str, Any] = {
+        "position": position.state_dict(),
         "results": run.results.state_dict(),
         "rng": rng_state(),
         "epoch_rng": run.state.epoch_rng,
-        "loader": run.train.state_dict(in_epoch=run.state.position.batch > 0) if hasattr(run, "train") else {},
+        "loader": run.train.state_dict(in_epoch=position.batch > 0) if hasattr(run, "train") else {},
         "precision": run.precision.state_dict(),
         "since_validation": 0.0 if run.validation_seconds == math.inf else time.monotonic() - run.validated_at,
+        "evaluated": dict(run.evaluated),
+        "window": _capture_window(run),
     }
+    if position.tail == VALIDATION:  # it begins anew
+        before = dict(run.before_validation)
+        loop.update((key, before.pop(key)) for key in ("rng", "evaluated"))
+        loop["results"].update(before)
+    return loop
 
 
 def _restore_loop(run: Run, state: dict[str, Any]) -> None:
@@ -197,10 +209,54 @@ def _restore_loop(run: Run, state: dict[str, Any]) -> None:
     run.loader_state = state["loader"]
     run.precision.load_state_dict(state["precision"])
     run.since_validation = state.get("since_validation", 0.0)
+    run.evaluated.update(state.get("evaluated", {}))
+    _restore_window(run, state.get("window"))
     set_rng_state(state["rng"])
     position = run.state.position
     where = f", after batch {position.batch}" if position.batch else ""
     say(f"Resuming from {run.trainer.ckpt_path}: epoch {position.epoch}{where}, step {position.global_step}.")
+
+
+def _capture_window(run: Run) -> dict[str, Any] | None:
+    """The gradients of an accumulation window that is not over; None between windows."""
+    if not run.pending and not run.without_step:
+        return None
+    names: dict[Tensor, str] = {parameter: name for name, parameter in run.module.named_parameters()}
+    return {
+        "gradients": {name: p.grad.detach() for p, name in names.items() if p.grad is not None},
+        "turns": [
+            {
+                "pending": turn.pending,
+                "weight": turn.weight,
+                "held": {names[p]: gradient for p, gradient in turn.held.items() if p in names},
+            }
+            for turn in run.turns
+        ],
+    }
+
+
+def _restore_window(run: Run, window: dict[str, Any] | None) -> None:
+    if window is None:
+        return
+    parameters = dict(run.module.named_parameters())
+
+    def on_device(gradients: dict[str, Tensor]) -> dict[Tensor, Tensor]:
+        here = {parameters[name]: gradient for name, gradient in gradients.items() if name in parameters}
+        return {parameter: gradient.to(parameter.device, copy=True) for parameter, gradient in here.items()}
+
+    for parameter, gradient in on_device(window["gradients"]).items():
+        parameter.grad = gradient
+    for turn, saved in zip(run.turns, window["turns"], strict=False):
+        turn.pending, turn.weight, turn.held = saved["pending"], saved["weight"], on_device(saved["held"])
+
+
+def _datamodule_key(run: Run) -> str:
+    """The datamodule's key; in a checkpoint to go on from, the name of its class where that is what was written."""
+    if run.datamodule is None:
+        return "datamodule"
+    key, saved = run.datamodule.state_key, run.checkpoint or {}
+    name = type(run.datamodule).__qualname__
+    return name if key not in saved and name in saved else key
 
 
 PARTS = (
@@ -212,7 +268,7 @@ PARTS = (
         to_resume=False,
     ),
     Part(
-        lambda run: type(run.datamodule).__qualname__,
+        _datamodule_key,
         lambda run: (run.datamodule.state_dict() or None) if run.datamodule is not None else None,
         lambda run, state: run.datamodule.load_state_dict(state) if run.datamodule is not None else None,
         with_model=True,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from leyden.core.reading import Pass, begin_pass, forget, state_holder
 from leyden.utils.errors import MisconfigurationError, nearest
 from leyden.utils.seed import isolate_rng
 from leyden.utils.tree import tree_leaves, tree_map
@@ -183,21 +184,21 @@ class CombinedLoader:
 
         Args:
             done: Batches of this pass that are over. Loaders that keep their place have it; those of the others are
-                read and dropped, which needs the random number generators as they were when the pass began.
+                passed over, which needs the random number generators as they were when the pass began.
         """
         assert self.mode != "sequential", "there is no batch of all loaders in this mode"
         with torch.random.fork_rng(devices=[]):  # a number that depends on the generator, and does not change it
             seed = int(torch.randint(2**31, (), device="cpu"))
         # Of the others the ends are counted while they are read.
         before = zip(self._flattened, self._ends, strict=True)
-        self._ends = [ends if done and is_stateful(loader) else 0 for loader, ends in before]
+        self._ends = [ends if done and state_holder(loader) else 0 for loader, ends in before]
         names = self.names
         readers = [_Reader(loader, i, names[i], self._ends, seed) for i, loader in enumerate(self._flattened)]
         others = [reader for reader in readers if not reader.keeps_its_place]
         for _ in range(done):
             for reader in others:
-                if reader.read() is _END and self.mode == "max_size_cycle":
-                    reader.read_on()
+                if reader.read(skip=True) is _END and self.mode == "max_size_cycle":
+                    reader.read_on(skip=True)
         if self.mode == "min_size":
             return self._until_the_first_ends(readers, done)
         return self._until_the_last_ends(readers) if self.mode == "max_size" else self._in_cycles(readers)
@@ -240,10 +241,12 @@ class CombinedLoader:
         for loader in self._flattened:
             if isinstance(loader, DataLoader):
                 loader._iterator = None
+                forget(loader)
 
     def state_dict(self) -> dict[str, Any]:
         """``loaders``: the state of each loader, None for one that keeps none; ``ends``: how often each has ended."""
-        states = [loader.state_dict() if is_stateful(loader) else None for loader in self._flattened]
+        holders = map(state_holder, self._flattened)
+        states = [None if holder is None else holder.state_dict() for holder in holders]
         return {"loaders": states, "ends": list(self._ends)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -261,8 +264,8 @@ class CombinedLoader:
                 f"{len(self._flattened)}. Resume with the loaders that the checkpoint was made with."
             )
         for loader, of_loader in zip(self._flattened, states, strict=False):
-            if of_loader is not None and is_stateful(loader):
-                loader.load_state_dict(of_loader)
+            if of_loader is not None and (holder := state_holder(loader)):
+                holder.load_state_dict(of_loader)
 
 
 class _Slot(int):
@@ -276,7 +279,7 @@ class _Reader:
         keeps_its_place: The loader has a state, which says where it is.
     """
 
-    __slots__ = ("_apart", "_ends", "_index", "_iterator", "_loader", "_name", "_seed", "keeps_its_place")
+    __slots__ = ("_apart", "_ends", "_index", "_iterator", "_loader", "_name", "_pass", "_seed", "keeps_its_place")
 
     def __init__(self, loader: Any, index: int, name: str, ends: list[int], seed: int) -> None:
         self._loader = loader
@@ -284,27 +287,28 @@ class _Reader:
         self._name = name
         self._ends = ends
         self._seed = seed
-        self.keeps_its_place = is_stateful(loader)
+        self.keeps_its_place = state_holder(loader) is not None
         self._apart = False
+        self._pass: Pass | None = None
         self._iterator: Iterator[Any] | None = None
         if self.keeps_its_place:
             self._begin_apart()
         else:
-            self._iterator = iter(loader)
+            self._pass = begin_pass(loader)
 
     @property
     def has_ended(self) -> bool:
         """The loader has come to its end in this pass, once at least."""
         return self._ends[self._index] > 0
 
-    def read(self) -> Any:
-        """The next batch; _END from the loader's first end on."""
-        return _END if self._ends[self._index] else self._next()
+    def read(self, skip: bool = False) -> Any:
+        """The next batch, or None where it is only to be passed over; _END from the loader's first end on."""
+        return _END if self._ends[self._index] else self._next(skip)
 
-    def read_on(self) -> Any:
+    def read_on(self, skip: bool = False) -> Any:
         """The next batch, the first one anew where the loader has come to its end."""
-        batch = self._next()
-        if batch is _END and (batch := self._next()) is _END:
+        batch = self._next(skip)
+        if batch is _END and (batch := self._next(skip)) is _END:
             raise MisconfigurationError(
                 f"CombinedLoader cannot begin its loader {self._name!r}, a {type(self._loader).__name__}, anew: it "
                 "gives no batch then. An iterator, such as a generator, can be read only once: give a DataLoader, or "
@@ -312,20 +316,30 @@ class _Reader:
             )
         return batch
 
-    def _next(self) -> Any:
-        if self._iterator is None:
+    def _next(self, skip: bool) -> Any:
+        if self._pass is None:
             self._begin_apart()
-        assert self._iterator is not None
-        if self._apart:  # samplers draw when the first batch is read
+        take = self._pass_over if skip else self._take
+        if self._apart:  # iterators that are no DataLoader's draw when their first batch is read
             self._apart = False
             with _generators_seeded(self._seed, self._index, self._ends[self._index], 1):
-                batch = next(self._iterator, _END)
+                batch = take()
         else:
-            batch = next(self._iterator, _END)
+            batch = take()
         if batch is _END:
             self._ends[self._index] += 1
-            self._iterator = None
+            self._pass = self._iterator = None
         return batch
+
+    def _take(self) -> Any:
+        if self._iterator is None:
+            assert self._pass is not None
+            self._iterator = self._pass.rest()
+        return next(self._iterator, _END)
+
+    def _pass_over(self) -> Any:
+        assert self._pass is not None
+        return None if self._pass.skip() else _END
 
     def _begin_apart(self) -> None:
         """Begin where the random number generators will not be the same when the pass is read again to resume.
@@ -333,7 +347,7 @@ class _Reader:
         That is while training goes on, and beside or from a state; what is drawn then, depends on how the pass began.
         """
         with _generators_seeded(self._seed, self._index, self._ends[self._index], 0):
-            self._iterator = iter(self._loader)
+            self._pass = begin_pass(self._loader)
         self._apart = True
 
 
@@ -414,8 +428,3 @@ def keeps_its_length(loader: Any) -> bool:
     if isinstance(loader, DataLoader):
         return not isinstance(loader.dataset, IterableDataset)
     return isinstance(loader, Sequence | Mapping)
-
-
-def is_stateful(loader: Any) -> bool:
-    """True for a loader that keeps its place in a state of its own."""
-    return callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -14,12 +14,19 @@ from torch.utils.data import DataLoader, IterableDataset
 from leyden.core.loading import class_only, load_datamodule
 from leyden.utils.errors import MisconfigurationError
 from leyden.utils.hparams import AttributeDict, collect_hyperparameters
+from leyden.utils.lazy import LazyModule
 from leyden.utils.tree import move_data_to_device
 
 if TYPE_CHECKING:
+    import argparse
+
     from leyden.core.types import Trainer
 
 Self = TypeVar("Self", bound="LightningDataModule")
+
+_arguments = LazyModule("leyden.utils.arguments")
+# Arguments of __init__ in Lightning 1.x.
+_FORMER_ARGUMENTS = ("train_transforms", "val_transforms", "test_transforms", "dims")
 
 
 class LightningDataModule:
@@ -42,6 +49,30 @@ class LightningDataModule:
     _hparams_initial: AttributeDict | None = None
     _hparams_name: str | None = None
     _log_hyperparams: bool = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in _FORMER_ARGUMENTS:
+            if kwargs.pop(name, None) is not None:
+                raise TypeError(
+                    f"LightningDataModule({name}=...) was an argument in Lightning 1.x, which nobody used. Make it an "
+                    f"attribute of yours: self.{name} = {name}."
+                )
+        super().__init__(*args, **kwargs)
+
+    def __str__(self) -> str:
+        """The sizes of its loaders, which are made for it; call ``setup`` before."""
+        kinds = [kind for kind in ("train", "val", "test", "predict") if self._has(f"{kind}_dataloader")]
+        lines = [f"    {kind}: {self._size_of(f'{kind}_dataloader')}" for kind in kinds]
+        return "\n".join([f"{type(self).__name__}:", *(lines or ["    no loaders"])])
+
+    def _has(self, loader: str) -> bool:
+        return loader in vars(self) or getattr(type(self), loader) is not getattr(LightningDataModule, loader)
+
+    def _size_of(self, loader: str) -> str:
+        try:
+            return _shown_size(getattr(self, loader)())
+        except Exception as error:  # most often because setup() was not called yet
+            return f"not to be had yet ({type(error).__name__}: {error})"
 
     # Data.
 
@@ -98,8 +129,21 @@ class LightningDataModule:
     def on_exception(self, exception: BaseException) -> None:
         """The run is ended by ``exception``."""
 
+    @property
+    def state_key(self) -> str:
+        """The name under which checkpoints keep this datamodule's state: by default that of the class.
+
+        A class that says ``state_key = "data"`` can be renamed: its state is found in new checkpoints, and in those
+        that were written under the class's name.
+        """
+        return type(self).__qualname__
+
+    def state_in(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The state of this datamodule in ``checkpoint``; None where it has none."""
+        return next((checkpoint[key] for key in (self.state_key, type(self).__qualname__) if key in checkpoint), None)
+
     def state_dict(self) -> dict[str, Any]:
-        """What must be remembered in checkpoints, under the class's name."""
+        """What must be remembered in checkpoints, under ``state_key``."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -152,6 +196,23 @@ class LightningDataModule:
         datamodule: Self = load_datamodule(cls, checkpoint_path, map_location, hparams_file, weights_only, kwargs)
         return datamodule
 
+    # Arguments from the command line, as in Lightning 1.x.
+
+    @classmethod
+    def add_argparse_args(
+        cls, parent_parser: argparse.ArgumentParser, use_argument_group: bool = True
+    ) -> argparse.ArgumentParser:
+        """Give ``parent_parser`` an option for every argument of ``__init__``."""
+        _arguments.warn_of_former(cls)
+        parser: argparse.ArgumentParser = _arguments.add_arguments_of(cls, parent_parser, use_argument_group)
+        return parser
+
+    @classmethod
+    def from_argparse_args(cls: type[Self], args: Any, **arguments: Any) -> Self:
+        """A datamodule with what was given on the command line; ``arguments`` come first."""
+        _arguments.warn_of_former(cls)
+        return cls(**_arguments.chosen(args, _arguments.named_parameters(cls), arguments))
+
     @classmethod
     def from_datasets(
         cls,
@@ -190,3 +251,22 @@ class LightningDataModule:
             if dataset is not None:
                 setattr(datamodule, f"{kind}_dataloader", lambda d=dataset, s=kind == "train": loader(d, s))
         return datamodule
+
+
+def _shown_size(loader: Any) -> str:
+    """Samples and batches of a loader, or of each of several."""
+    loader = getattr(loader, "iterables", loader)
+    if isinstance(loader, Mapping):
+        return "{" + ", ".join(f"{name!r}: {_shown_size(each)}" for name, each in loader.items()) + "}"
+    if isinstance(loader, list | tuple):
+        return "[" + ", ".join(map(_shown_size, loader)) + "]"
+    dataset = getattr(loader, "dataset", None)
+    samples = f"{_length(dataset)} samples in " if dataset is not None else ""
+    return f"{samples}{_length(loader)} batches"
+
+
+def _length(sized: Any) -> str:
+    try:
+        return str(len(sized)) if isinstance(sized, Sized) else "unknown"
+    except TypeError:  # as the len() of a DataLoader whose dataset has none
+        return "unknown"

@@ -27,13 +27,17 @@ from leyden.core.former_hooks import with_step_end
 from leyden.core.hooks import overrides, parameters_of, takes
 from leyden.core.lifecycle import start_logging
 from leyden.core.module import LightningModule
-from leyden.core.preflight import check_loaders_of_monitors
+from leyden.core.preflight import check_loaders_of_monitors, warn_of_broken_monitors
 from leyden.core.results import numbers
 from leyden.core.run import WORD, Run, in_context
-from leyden.core.state import Stage
+from leyden.core.state import VALIDATED, Stage
 from leyden.utils.errors import MisconfigurationError
-from leyden.utils.seed import isolate_rng
+from leyden.utils.lazy import LazyModule
+from leyden.utils.seed import isolate_rng, rng_state
 from leyden.utils.tree import tree_map
+
+_loader_checks = LazyModule("leyden.core.loader_checks")
+_signals = LazyModule("leyden.core.signals")
 
 Metrics = list[dict[str, float]]
 
@@ -56,18 +60,24 @@ def sanity_check(run: Run) -> None:
 
 def ready_to_validate(run: Run) -> None:
     """Ask for the validation loaders now, so that what is wrong with them or the step shows before training."""
+    _loader_checks.warn_of_training_loader(run)
     if run.validates:
         with isolate_rng():
             loaders = [batches.name for batches in run.evaluation(Stage.VALIDATE)]
         _step_of(run, WORD[Stage.VALIDATE], len(loaders) > 1)
         check_loaders_of_monitors(run, loaders)
+        _loader_checks.warn_of_evaluation_loaders(run, Stage.VALIDATE)
 
 
 def validate_inside_fit(run: Run) -> None:
     """Validate while training; the metrics go to callbacks, bar and loggers."""
     run.renew_validation_data()
+    if run.check is not None:
+        run.check.settle()
+    values = run.results.running_values(copy=True)
+    run.before_validation = {"rng": rng_state(), "evaluated": dict(run.evaluated), **values}
     with torch.no_grad():
-        _evaluate(run, Stage.VALIDATE)
+        warn_of_broken_monitors(run, _evaluate(run, Stage.VALIDATE))
     run.validated_at = time.monotonic()
 
 
@@ -91,6 +101,8 @@ def predict(run: Run, keep: bool) -> list[list[Any]] | None:
 def _evaluate_alone(run: Run, stage: Stage, predictions: list[list[Any]] | None = None) -> Metrics:
     run.place_module()
     start_logging(run)
+    run.evaluation(stage)  # asked for now, and looked at
+    _loader_checks.warn_of_evaluation_loaders(run, stage)
     with torch.inference_mode() if run.options.inference_mode else torch.no_grad():
         found = _evaluate(run, stage, predictions)
     run.leave_device()
@@ -126,6 +138,8 @@ def _evaluate(run: Run, stage: Stage, predictions: list[list[Any]] | None = None
     if fire := getattr(hooks, f"on_{word}_epoch_end"):
         fire()
     found = _reduce(run, stage, [batches.name for batches in loaders])
+    if outer_stage is Stage.TRAIN and stage is Stage.VALIDATE:
+        state.position.tail = VALIDATED
     if fire := getattr(hooks, f"on_{word}_end"):
         fire()
 
@@ -148,7 +162,9 @@ def _evaluate_loader(
     results, word = run.results, WORD[stage]
     batch_start = getattr(run.hooks, f"on_{word}_batch_start")
     batch_end = getattr(run.hooks, f"on_{word}_batch_end")
-    sends_steps = stage is not Stage.SANITY_CHECK
+    sends_steps, evaluated = stage is not Stage.SANITY_CHECK, run.evaluated.get(batches.name, 0)
+    if stage is not Stage.SANITY_CHECK:
+        batches.begin_epoch(run.state.position.epoch)
     for index, batch in enumerate(batches.run(loader_index)):
         results.begin_batch(batch)
         if batch_start is not None:
@@ -160,8 +176,10 @@ def _evaluate_loader(
             kept.append(tree_map(_to_cpu, output))
         if sends_steps:
             if results.by_step:
-                run.send(results.step_metrics(), batches.evaluated, with_epoch=False)  # another axis
-            batches.evaluated += 1
+                run.send(results.step_metrics(), evaluated, with_epoch=False)  # another axis
+            run.evaluated[batches.name] = evaluated = evaluated + 1
+        if run.state.signal:
+            _signals.stop(run)
 
 
 def _reduce(run: Run, stage: Stage, loaders: list[str]) -> Metrics:

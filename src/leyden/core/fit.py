@@ -32,15 +32,19 @@ import torch
 from torch import Tensor
 
 from leyden.core.checkpoint import restore_loop
+from leyden.core.due import must_stop, resolve_validation, step_plateau, step_schedulers
 from leyden.core.evaluate import ready_to_validate, sanity_check, validate_inside_fit
 from leyden.core.lifecycle import start_logging
-from leyden.core.optimizers import LRSchedulerConfig, Turn, Window, toggle, untoggle
+from leyden.core.optimizers import Turn, Window, toggle, untoggle
 from leyden.core.outputs import loss_of, losses_of, seen_by_hooks
 from leyden.core.preflight import check_optimization, check_schedules
 from leyden.core.run import Run, warn_about_modes
 from leyden.core.saving import write_asked
-from leyden.core.state import Stage
+from leyden.core.state import LOGGING, VALIDATED, VALIDATION, Stage
 from leyden.utils.errors import MisconfigurationError, warn
+from leyden.utils.lazy import LazyModule
+
+_signals = LazyModule("leyden.core.signals")
 
 
 def fit(run: Run) -> None:
@@ -54,13 +58,13 @@ def fit(run: Run) -> None:
     if fire := hooks.on_fit_start:
         fire()
     start_logging(run)
+    run.module.zero_grad()
     if run.checkpoint is not None:
         restore_loop(run)
         if must_stop(run):
             warn(
                 "LD061", f"{run.trainer.ckpt_path}: {state.stop_reason}, so fit has nothing to do. Give a higher limit."
             )
-    run.module.zero_grad()
     with torch.enable_grad():
         sanity_check(run)
         if run.options.limit_train_batches == 0:
@@ -75,30 +79,14 @@ def fit(run: Run) -> None:
             run.validated_at = time.monotonic() - run.since_validation
             while not must_stop(run):
                 train_epoch(run)
+            if run.check is not None:
+                run.check.settle()
             if fire := hooks.on_train_end:
                 fire()
             write_asked(run)
     run.leave_device()
     if fire := run.hooks.on_fit_end:
         fire()
-
-
-def must_stop(run: Run) -> bool:
-    """True when a limit is reached, or when a stop was asked for that the minima allow."""
-    state, options = run.state, run.options
-    position = state.position
-    if options.max_steps != -1 and position.global_step >= options.max_steps:
-        state.stop_reason = f"max_steps={options.max_steps} reached"
-    elif options.max_epochs is not None and options.max_epochs != -1 and position.epoch >= options.max_epochs:
-        state.stop_reason = f"max_epochs={options.max_epochs} reached"
-    elif state.should_stop and position.epoch >= (options.min_epochs or 0):
-        if position.global_step >= (options.min_steps or 0):
-            state.stop_reason = state.stop_reason or "a stop was asked for"
-            return True
-        return False
-    else:
-        return False
-    return True
 
 
 def train_epoch(run: Run) -> None:
@@ -109,9 +97,8 @@ def train_epoch(run: Run) -> None:
     hooks, state, results, train = run.hooks, run.state, run.results, run.train
     position, max_steps = state.position, run.options.max_steps
     steps_before_epoch = position.global_step
-    validates_by_batch = validates_in_this_epoch(run)
-    is_due = validation_is_due if run.validation_seconds == math.inf else _is_due_by_time
-    log_every, automatic, turns = run.log_every, run.module.automatic_optimization, run.turns
+    automatic, turns = run.module.automatic_optimization, run.turns
+    run.validation_is_due = resolve_validation(run)
     alone = len(turns) == 1
     work = (train_batch if alone else _several_turns) if automatic else _manual_batch
     complete = True
@@ -121,6 +108,8 @@ def train_epoch(run: Run) -> None:
         fire()
 
     batches = train.rest_of_epoch(position, state)
+    if position.tail:
+        _finish_batch(run, position.batch - 1, run.pending == 0)
     for batch in batches:
         index = position.batch
         results.begin_batch(batch)
@@ -131,7 +120,7 @@ def train_epoch(run: Run) -> None:
             if run.schedulers and automatic:
                 for turn in turns:
                     turn.stepped = False
-                _step_schedulers(run, index)
+                step_schedulers(run, index)
             break
         output = work(run, batch, index)
         if automatic:
@@ -139,24 +128,15 @@ def train_epoch(run: Run) -> None:
             position.global_step += stepped
         else:
             stepped = batch is not None and run.window.steps
-        position.batch += 1  # before the hooks, so that a checkpoint they save resumes at the next batch
+        position.batch += 1  # before the hooks, so that a checkpoint they save resumes behind this batch
         position.batch_total += 1
+        position.stepped_batches += stepped
+        position.tail = LOGGING
         if run.schedulers and automatic:
-            _step_schedulers(run, index)
+            step_schedulers(run, index)
         if batch is not None and (fire := hooks.on_train_batch_end):
             fire(seen_by_hooks(output, run), batch, index)
-        if stepped:
-            position.stepped_batches += 1
-            if log_every and position.stepped_batches % log_every == 0:
-                run.send(results.step_metrics(), run.log_step)
-        if validates_by_batch and is_due(run, index):
-            if run.pending == 0:
-                run.module.on_validation_model_zero_grad()
-            validate_inside_fit(run)
-        if run.schedulers and automatic and stepped:
-            _step_plateau(run, "step", index)
-        if state.save_requests and run.pending == 0:
-            write_asked(run)  # the safe point: no hook is half done, no gradient half accumulated
+        _finish_batch(run, index, stepped)
         if position.global_step >= max_steps != -1 or (state.should_stop and must_stop(run)):
             if complete := train.is_last:
                 next(batches, None)  # the loader is read to its very end, where samplers draw too
@@ -169,7 +149,7 @@ def train_epoch(run: Run) -> None:
     for turn in turns:
         turn.forget()
     if run.schedulers and automatic and complete:
-        _step_plateau(run, "epoch", position.epoch)
+        step_plateau(run, "epoch", position.epoch)
     run.send(results.end_epoch(clear=complete), run.log_step)
     if complete:
         if not automatic and run.optimizers and position.global_step == steps_before_epoch:
@@ -178,6 +158,25 @@ def train_epoch(run: Run) -> None:
         position.batch = 0
     if state.save_requests:
         write_asked(run)
+
+
+def _finish_batch(run: Run, index: int, stepped: bool) -> None:
+    """What follows on_train_batch_end; a run that was broken off in it goes on at ``position.tail``."""
+    state, position = run.state, run.state.position
+    if position.tail == LOGGING and stepped and run.log_every and position.stepped_batches % run.log_every == 0:
+        run.send(run.results.step_metrics(), run.log_step)
+    if run.validation_is_due is not None and position.tail != VALIDATED and run.validation_is_due(run, index):
+        position.tail = VALIDATION
+        if run.pending == 0:
+            run.module.on_validation_model_zero_grad()
+        validate_inside_fit(run)
+    if run.schedulers and stepped and run.module.automatic_optimization:
+        step_plateau(run, "step", index)
+    position.tail = 0
+    if state.save_requests:
+        write_asked(run)  # the safe point: no hook is half done
+    if state.signal:
+        _signals.stop(run)
 
 
 def train_batch(run: Run, batch: Any, index: int, turn: Turn | None = None) -> Any:
@@ -195,6 +194,8 @@ def train_batch(run: Run, batch: Any, index: int, turn: Turn | None = None) -> A
         nonlocal output
         loss = output = None
         if batch is not None:
+            if remember := run.remember:
+                remember(turn.step)
             output = turn.step(batch, index) if turn.step_takes_index else turn.step(batch)
             loss = loss_of(output, run)
         if clears and optimizer is not None:
@@ -263,6 +264,8 @@ def _shared_step(run: Run, due: list[Turn], batch: Any, index: int) -> Any:
     hooks = run.hooks
     if batch is None or not due:
         return None
+    if remember := run.remember:
+        remember(run.training_step)
     output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
     losses = losses_of(output, run, due)
     for left, (turn, loss) in enumerate(reversed(losses), start=1 - len(losses)):
@@ -358,7 +361,11 @@ def _manual_batch(run: Run, batch: Any, index: int) -> Any:
     run.window = _window(run, index) if run.accumulate != 1 else _NO_WINDOW
     if batch is None:
         return None
+    if remember := run.remember:
+        remember(run.training_step)
+    steps_before = run.state.position.global_step
     output = run.training_step(batch, index) if run.step_takes_index else run.training_step(batch)
+    run.without_step = run.state.position.global_step == steps_before
     if output is not None and not isinstance(output, Tensor | dict):
         raise MisconfigurationError(
             f"training_step returned {type(output).__name__}: {output!r}. "
@@ -381,59 +388,3 @@ def _window(run: Run, index: int) -> Window:
                 turn.forget()
     unforeseen = steps and run.train.count == math.inf
     return Window(steps, share, window / (index % window + 1) if unforeseen else 1.0)
-
-
-def validates_in_this_epoch(run: Run) -> bool:
-    """True when validation runs in the epoch in work, or may at its end."""
-    every = run.options.check_val_every_n_epoch
-    return run.validates and (every is None or (run.state.position.epoch + 1) % every == 0)
-
-
-def validation_is_due(run: Run, index: int) -> bool:
-    """True when validation runs after batch ``index``, in an epoch in which it runs."""
-    if run.validation_interval == math.inf or run.validation_interval == run.train.count:
-        return run.train.is_last or (run.state.should_stop and must_stop(run))
-    across_epochs = run.options.check_val_every_n_epoch is None
-    done = run.state.position.batch_total if across_epochs else index + 1
-    return bool(done % run.validation_interval == 0) or (run.state.should_stop and must_stop(run))
-
-
-def _is_due_by_time(run: Run, index: int) -> bool:
-    is_over = time.monotonic() - run.validated_at >= run.validation_seconds
-    return run.strategy.any(is_over) or (run.state.should_stop and must_stop(run))
-
-
-def _step_schedulers(run: Run, index: int) -> None:
-    """Step the schedulers that watch nothing."""
-    for config in run.schedulers:
-        if scheduler_is_due(run, config, index):
-            run.step_scheduler(config.scheduler, None)
-
-
-def scheduler_is_due(run: Run, config: LRSchedulerConfig, index: int) -> bool:
-    """True when a scheduler steps after batch ``index``: by step after a step, by epoch after the epoch's last batch.
-
-    False for one that watches a metric.
-    """
-    if config.reduce_on_plateau:
-        return False
-    if config.interval == "step":
-        return run.turn_of[id(config)].stepped and (index + 1) % config.frequency == 0
-    return run.train.is_last and (run.state.position.epoch + 1) % config.frequency == 0
-
-
-def _step_plateau(run: Run, interval: str, count: int) -> None:
-    """Step the schedulers that watch a metric."""
-    for config in run.schedulers:
-        if not config.reduce_on_plateau or config.interval != interval or (count + 1) % config.frequency:
-            continue
-        logged = run.results.callback_metrics()
-        if config.monitor in logged:
-            run.step_scheduler(config.scheduler, logged[config.monitor])
-            continue
-        problem = (
-            f"ReduceLROnPlateau watches {config.monitor!r}, which was not logged. Logged: {', '.join(sorted(logged))}."
-        )
-        if config.strict:
-            raise MisconfigurationError(problem)
-        warn("LD034", f"{problem} The scheduler does not step.", subject=str(config.monitor))

@@ -21,7 +21,7 @@ FORMER_HOOKS = (*_EPOCH_ENDS.values(), *_STEP_ENDS)
 
 # Arguments of then, after (trainer, pl_module) in a callback; and those that came by keyword.
 _CALLS: dict[str, tuple[str, ...]] = {
-    "on_train_epoch_end": ("outputs",),
+    **{f"on_{word}_epoch_end": ("outputs",) for word in _EPOCH_ENDS},
     "on_train_batch_start": ("batch", "batch_idx", "dataloader_idx"),
     "on_train_batch_end": ("outputs", "batch", "batch_idx", "dataloader_idx"),
     "on_before_optimizer_step": ("optimizer", "optimizer_idx"),
@@ -37,7 +37,7 @@ _BY_KEYWORD = {
 }
 # The argument that tells a call of then from one of today, and how people spell it.
 _TELLING = {
-    "on_train_epoch_end": "outputs",
+    **{f"on_{word}_epoch_end": "outputs" for word in _EPOCH_ENDS},
     "on_train_batch_start": "dataloader_idx",
     "on_train_batch_end": "dataloader_idx",
 }
@@ -59,8 +59,9 @@ class FormerHooks:
         self._trainer, self._module, self._results = trainer, module, results
         self._kept = {word: _Outputs() for word, name in _EPOCH_ENDS.items() if _is_hook(module, name)}
         takers = [(module, 0), *((callback, 2) for callback in callbacks)]
-        if any(_is_of_then(owner, "on_train_epoch_end", leading) for owner, leading in takers):
-            self._kept.setdefault("train", _Outputs())
+        for word in _EPOCH_ENDS:
+            if any(_is_of_then(owner, f"on_{word}_epoch_end", leading) for owner, leading in takers):
+                self._kept.setdefault(word, _Outputs())
 
     def around(self, event: str, calls: list[Callable[..., Any]]) -> list[Callable[..., Any]]:
         """``calls``, the hooks of today for ``event``, and what comes before and after them."""
@@ -77,7 +78,8 @@ class FormerHooks:
 
     def adapted(self, owner: object, name: str, leading: int) -> Callable[..., Any] | None:
         """See ``adapted``."""
-        return adapted(owner, name, self._trainer, leading, lambda: self._outputs("train"))
+        word = name.removeprefix("on_").partition("_")[0]
+        return adapted(owner, name, self._trainer, leading, lambda: self._outputs(word))
 
     def _outputs(self, word: str) -> list[Any]:
         """The outputs of the epoch; a list of them for each of several loaders."""
@@ -177,7 +179,7 @@ def adapted(
         name: The method.
         trainer: The Trainer, which knows the optimizers.
         leading: Arguments before those of the hook: 2 in a callback.
-        outputs: What to pass as the ``outputs`` of on_train_epoch_end.
+        outputs: What to pass as the ``outputs`` of on_train_epoch_end and its like.
     """
     if not _is_of_then(owner, name, leading):
         return None

@@ -22,8 +22,13 @@ from leyden.core.datamodule import LightningDataModule
 from leyden.core.hooks import overrides
 from leyden.core.module import LightningModule
 from leyden.core.run import Run
+from leyden.core.saving import end_saving, settle
 from leyden.core.state import Fn, Status
-from leyden.utils.errors import MisconfigurationError, warn
+from leyden.utils.errors import LeydenWarning, MisconfigurationError, warn
+from leyden.utils.lazy import LazyModule
+from leyden.utils.rank import say
+
+_faults = LazyModule("leyden.core.faults")
 
 
 def prepare(run: Run) -> None:
@@ -38,7 +43,7 @@ def prepare(run: Run) -> None:
         if owner is not None:
             run.hook(owner, "prepare_data")()
     for logger in run.loggers:
-        _ = logger.version  # chosen now, before any of them makes a folder, so that all choose the same
+        run.guard.read(logger, "version")  # chosen now, before any makes a folder, so that all choose the same
     if datamodule is not None:
         run.hook(datamodule, "setup")(stage=stage)
     for callback in run.callbacks:
@@ -59,10 +64,10 @@ def start_logging(run: Run) -> None:
     params = logged_hyperparameters(run.module, run.datamodule)
     for logger in run.loggers:
         if params is not None:
-            logger.log_hyperparams(params)
+            run.guard.tell([logger], "log_hyperparams", params)
         if run.fn is Fn.FIT:
-            logger.log_graph(run.module)
-        logger.save()
+            run.guard.tell([logger], "log_graph", run.module)
+        run.guard.tell([logger], "save")
 
 
 def logged_hyperparameters(module: LightningModule, datamodule: LightningDataModule | None) -> dict[str, Any] | None:
@@ -97,26 +102,37 @@ def finish(run: Run) -> None:
 
 
 def fail(run: Run, error: BaseException) -> None:
-    """The run was broken off by ``error``, which the caller raises again; whatever else goes wrong does not hide it."""
+    """The run was broken off by ``error``, which the caller raises again; whatever else goes wrong does not hide it.
+
+    Only who wants to end the process, by SystemExit or KeyboardInterrupt, is heard, when everybody has tidied up.
+    """
     run.state.status = Status.INTERRUPTED
-    calls: list[Callable[[], Any]] = [
+    _faults.note_place(run, error)
+    calls: list[Callable[[], Any]] = [partial(settle, run)]
+    calls += [
         partial(callback.on_exception, run.trainer, run.module, error)
         for callback in run.callbacks
         if overrides(callback, "on_exception", Callback)
     ]
     if run.datamodule is not None:
         calls.append(partial(run.datamodule.on_exception, error))
+    failed: list[tuple[str, str]] = []  # their names and errors, in words: exceptions would keep all frames alive
+    end: BaseException | None = None
     for call in (*calls, *_last_calls(run, "failed")):
         try:
             call()
-        except Exception as another:
+        except BaseException as another:
             name = getattr(getattr(call, "func", call), "__qualname__", repr(call))
-            warn(
-                "LD063",
-                f"After {type(error).__name__} ended the run, {name} failed too: {type(another).__name__}: {another}",
-                subject=name,
-            )
+            failed.append((name, f"{type(another).__name__}: {another}"))
+            end = end or (another if not isinstance(another, Exception) else None)
     run.state.stage = None
+    if end is not None and isinstance(error, Exception):
+        raise end
+    for name, words in failed:
+        try:
+            warn("LD063", f"After {type(error).__name__} ended the run, {name} failed too: {words}", subject=name)
+        except LeydenWarning as asked:  # warnings are to be errors, and there is one already
+            say(str(asked))
 
 
 def _last_calls(run: Run, status: str) -> list[Callable[[], Any]]:
@@ -131,8 +147,8 @@ def _last_calls(run: Run, status: str) -> list[Callable[[], Any]]:
         if overrides(callback, "teardown", Callback)
     ]
     calls.append(partial(run.module.teardown, stage=stage))
-    calls += [partial(logger.finalize, status) for logger in run.loggers]
-    return [*calls, run.end, partial(_detach, run)]
+    calls += [partial(run.guard.tell, run.loggers, "finalize", status), run.guard.report]
+    return [*calls, partial(end_saving, run), run.end_workers, run.end, partial(_detach, run)]
 
 
 def _detach(run: Run) -> None:

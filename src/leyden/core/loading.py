@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,9 @@ import torch
 from leyden.fabric.checkpoint_io import CheckpointIO
 from leyden.utils.errors import CheckpointError, MisconfigurationError, warn
 from leyden.utils.hparams import AttributeDict, from_csv, from_yaml, init_arguments, missing_arguments
+from leyden.utils.lazy import LazyModule
+
+_former = LazyModule("leyden.core.former_checkpoints")
 
 if TYPE_CHECKING:
     class_only = classmethod
@@ -33,19 +37,28 @@ else:
             return refuse
 
 
-def read_checkpoint(path: Any, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
+def read_checkpoint(
+    path: Any, map_location: Any, weights_only: bool | None, io: CheckpointIO | None = None
+) -> dict[str, Any]:
     """The contents of the file at ``path``, or of an open file.
 
     Args:
         path: Local, remote, or a file opened for reading bytes.
         map_location: As in ``torch.load``.
         weights_only: None means True.
+        io: Who reads the file; None is a CheckpointIO.
 
     Raises:
         CheckpointError: The file is damaged, or holds what ``weights_only`` refuses.
     """
-    safe = weights_only is None or weights_only
-    checkpoint = CheckpointIO().load_checkpoint(path, map_location=map_location, weights_only=safe)
+    safe, reader = weights_only is None or weights_only, CheckpointIO() if io is None else io
+    try:
+        checkpoint = reader.load_checkpoint(path, map_location=map_location, weights_only=safe)
+    except CheckpointError as error:
+        if not isinstance(error.__cause__, UnpicklingError) or not (classes := _former.stand_ins(path)):
+            raise
+        with torch.serialization.safe_globals(classes):
+            checkpoint = _former.in_todays_words(reader.load_checkpoint(path, map_location=map_location))
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(
             f"{path} is not a checkpoint of a Trainer: it has no 'state_dict'. "
@@ -91,7 +104,7 @@ def load_datamodule(
     if hparams_file is not None:
         params = _read_hparams(str(hparams_file))
     datamodule = _make(cls, path, params, checkpoint.get("datamodule_hparams_name"), overrides)
-    if state := checkpoint.get(cls.__qualname__):
+    if state := datamodule.state_in(checkpoint):
         datamodule.load_state_dict(state)
     return datamodule
 

@@ -13,13 +13,25 @@ def is_metric(value: Any) -> bool:
     return all(callable(getattr(value, method, None)) for method in ("update", "compute", "reset"))
 
 
-def running_states(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """What the metrics in ``module`` have counted since their last reset, by their names in it."""
+def running_states(module: nn.Module, copy: bool = False) -> dict[str, dict[str, Any]]:
+    """What the metrics in ``module`` have counted since their last reset, by their names in it.
+
+    Args:
+        module: Where the metrics are.
+        copy: Give values that do not change as the metrics go on.
+    """
     return {
-        name: {"updates": metric._update_count, "values": dict(metric.metric_state)}
+        name: {
+            "updates": metric._update_count,
+            "values": {key: _copy(value) if copy else value for key, value in metric.metric_state.items()},
+        }
         for name, metric in _metrics(module)
         if metric._update_count
     }
+
+
+def _copy(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value.clone()  # what is in a list is not changed
 
 
 def restore_running_states(module: nn.Module, states: dict[str, dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leyden.core.loading import class_only, load_module
-from leyden.core.optimizers import default_scheduler_step, toggle, untoggle
+from leyden.core.optimizers import SteppingOptimizer, default_scheduler_step, toggle, untoggle
 from leyden.utils.errors import MisconfigurationError, NotBuiltError, warn
 from leyden.utils.hparams import AttributeDict, collect_hyperparameters
 from leyden.utils.lazy import LazyModule
@@ -196,8 +196,16 @@ class LightningModule(nn.Module):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients of ``optimizer``'s parameters by ``"norm"`` (the default) or ``"value"``."""
-        self.trainer._clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clip the gradients of ``optimizer``'s parameters by ``"norm"`` (the default) or ``"value"``.
+
+        Gradients that are scaled, for float16, are unscaled first where the optimizer steps in this batch.
+        """
+        given: Any = optimizer
+        plain = given.optimizer if type(given) is SteppingOptimizer else given  # their __class__ is the same
+        run = self.trainer._running
+        if run.window.steps:
+            run.precision.unscale(plain)
+        self.trainer._clip_gradients(plain, gradient_clip_val, gradient_clip_algorithm)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step ``scheduler``; ``metric`` is the monitored value, or None."""

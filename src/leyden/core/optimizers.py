@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from leyden.utils.errors import MisconfigurationError, nearest, warn
 
@@ -64,11 +64,12 @@ class LRSchedulerConfig:
                 "ReduceLROnPlateau needs a metric to watch. Return {'optimizer': optimizer, 'lr_scheduler': "
                 "{'scheduler': scheduler, 'monitor': 'val_loss'}}."
             )
-        if isinstance(self.scheduler, OneCycleLR) and self.interval == "epoch":
+        if isinstance(self.scheduler, OneCycleLR | CyclicLR) and self.interval == "epoch":
+            counts = "total_steps counts" if isinstance(self.scheduler, OneCycleLR) else "step_size_up counts"
             warn(
                 "LD020",
-                "OneCycleLR is made to step with every batch, and steps with every epoch here. "
-                "Return {'scheduler': scheduler, 'interval': 'step'}, unless its total_steps counts epochs.",
+                f"{type(self.scheduler).__name__} is made to step with every batch, and steps with every epoch here. "
+                f"Return {{'scheduler': scheduler, 'interval': 'step'}}, unless its {counts} epochs.",
             )
 
 
@@ -87,7 +88,16 @@ class SteppingOptimizer:
         self.__dict__.update(optimizer=optimizer, _step=step, _optimizers=optimizers)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step once, or leave it to a later batch of the window; returns what the closure returned."""
+        """Step once, or leave it to a later batch of the window; returns what the closure returned.
+
+        Raises:
+            TypeError: ``closure`` cannot be called.
+        """
+        if closure is not None and not callable(closure):
+            raise TypeError(
+                f"optimizer.step(closure={closure!r}): a closure is a function that gives the loss, such as "
+                "lambda: self.loss(batch). Most optimizers need none: optimizer.step()."
+            )
         return self._step(self.optimizer, closure)
 
     @contextmanager
@@ -243,6 +253,13 @@ def uniform(returned: Any) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
     else:
         raise MisconfigurationError(f"{_FORMS}; got {type(returned).__name__}: {returned!r}.")
     for config in schedulers:
+        if lacking := [
+            name for name in ("step", "state_dict", "load_state_dict") if not hasattr(config.scheduler, name)
+        ]:
+            raise TypeError(
+                f"The scheduler {type(config.scheduler).__name__} has no {', '.join(lacking)}(), which training and "
+                "checkpoints need. Define it, or derive the class from torch.optim.lr_scheduler.LRScheduler."
+            )
         bound_to = getattr(config.scheduler, "optimizer", None)
         if isinstance(bound_to, Optimizer) and not any(bound_to is optimizer for optimizer in optimizers):
             raise MisconfigurationError(

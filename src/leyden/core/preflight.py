@@ -7,23 +7,33 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
-
-from torch import nn
-from torch.optim import lr_scheduler
 
 from leyden.core.callback import Callback
 from leyden.core.datamodule import LightningDataModule
 from leyden.core.former_hooks import FORMER_HOOKS, adapted, check_former_hooks
 from leyden.core.hooks import HOOKS, overrides, parameters_of, takes
 from leyden.core.module import LightningModule
-from leyden.core.optimizers import LRSchedulerConfig
 from leyden.core.results import PLACES
 from leyden.core.run import KIND, WORD, Run
-from leyden.core.source import called_names, log_calls, logged_names, mentions, readable, user_classes
+from leyden.core.source import (
+    called_names,
+    forgets_return,
+    log_calls,
+    logged_names,
+    mentions,
+    readable,
+    user_classes,
+    uses_any,
+)
 from leyden.core.state import Fn, Stage
-from leyden.utils.errors import MisconfigurationError, NotBuiltError, nearest, warn
+from leyden.utils.errors import MisconfigurationError, MissingMetricError, NotBuiltError, nearest, warn
+from leyden.utils.lazy import LazyModule
+
+_first_step = LazyModule("leyden.core.first_step")
+_former_code = LazyModule("leyden.core.former_code")
+_schedules = LazyModule("leyden.core.schedules")
 
 # Hooks of Lightning 1.x, and what does their work today.
 _FORMER_HOOKS = {
@@ -51,6 +61,10 @@ _FORMER_HOOKS = {
     "on_hpc_load": "Define on_load_checkpoint().",
     "configure_sharded_model": "Define configure_model().",
     "on_post_move_to_device": "Define on_fit_start().",
+    "on_configure_sharded_model": "Define setup().",
+    "on_before_accelerator_backend_setup": "Define setup().",
+    **{f"on_{kind}_dataloader": f"Define {kind}_dataloader()." for kind in ("train", "val", "test", "predict")},
+    **{f"on_reset_{kind}_dataloader": f"Define {kind}_dataloader()." for kind in ("train", "val", "test", "predict")},
     "tbptt_split_batch": "Set automatic_optimization = False and split the batch in training_step.",
 }
 _FORMER_STAGES = {
@@ -99,7 +113,9 @@ def check_run(run: Run) -> None:
         _check_spelling(owner, base, run)
         _check_calls(owner, base, run)
     check_former_hooks(run.module, _FORMER_STAGES[run.fn])
+    _former_code.check_former_code(_owners(run))
     _check_step_and_loader(run)
+    _warn_of_two_transfers(run)
     if run.fn is Fn.FIT:
         _check_training(run)
         _check_state_keys(run.callbacks)
@@ -107,138 +123,93 @@ def check_run(run: Run) -> None:
         for watcher, monitor in _monitors(run):
             _check_monitor(run, watcher, monitor)
         _warn_of_no_validation(run)
-        _warn_of_hidden_layers(run.module)
 
 
 def check_optimization(run: Run) -> None:
-    """Refuse schedulers that would wait for their metric in vain, when ``configure_optimizers`` has returned them."""
-    name, own = type(run.module).__name__, {id(parameter) for parameter in run.module.parameters()}
-    for optimizer in run.optimizers:
-        held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if own and not any(id(parameter) in own for parameter in held):
-            warn(
-                "LD053",
-                f"{type(optimizer).__name__} holds no parameter of {name}, which it will not train. "
-                "Make it of self.parameters().",
+    """Look at what ``configure_optimizers`` has returned: what it leaves out, and what would do nothing.
+
+    Has the first step looked at too, when it comes.
+
+    Raises:
+        MisconfigurationError: A scheduler would wait for its metric in vain, or nothing would ever step.
+    """
+    module = run.module
+    _first_step.warn_of_hidden_layers(module)
+    if not run.optimizers:
+        return
+    _first_step.warn_of_untrained_parameters(run)
+    if module.automatic_optimization:
+        for config in run.schedulers:
+            if config.reduce_on_plateau and config.monitor and config.strict:
+                _check_monitor(run, type(config.scheduler).__name__, config.monitor)
+        by_hand = {"manual_backward", "optimizers"} & called_names(user_classes(module))  # which has its own message
+        if forgets_return(module, "training_step") and not by_hand and not hasattr(module, "training_step_end"):
+            raise MisconfigurationError(
+                f"{type(module).__name__}.training_step() has no return statement, so every batch would be skipped. "
+                "Return the loss; or set self.automatic_optimization = False, and step in training_step."
             )
+        _warn_of_accumulation(run)
+    else:
+        _check_steps_by_hand(run)
+        _warn_of_unused_keys(run)
+    _first_step.watch_first_step(run)
+
+
+def _warn_of_accumulation(run: Run) -> None:
+    every = run.options.accumulate_grad_batches
+    if every == 1:
+        return
+    for method in ("optimizer_step", "optimizer_zero_grad"):
+        if overrides(run.module, method, LightningModule):
+            warn(
+                "LD290",
+                f"Trainer(accumulate_grad_batches={every}) and {type(run.module).__name__}.{method}(): it is called "
+                f"once for every {every} batches, whose gradients are summed up for it. Let it not count batches by "
+                "itself, nor clear gradients in between.",
+                subject=method,
+            )
+
+
+def _check_steps_by_hand(run: Run) -> None:
+    """Refuse manual optimization in which nobody calls an optimizer's ``step``, as far as source can tell."""
+    module = run.module
+    owners = (*module.modules(), *run.callbacks)
+    helpers = (value for part in module.modules() for value in vars(part).values() if value is not run.trainer)
+    for owner in itertools.chain(owners, helpers):
+        if inspect.isroutine(owner) or uses_any(user_classes(owner), ("step", "optimizers")):
+            return
+    raise MisconfigurationError(
+        f"{type(module).__name__} has automatic_optimization = False and calls no optimizer's step(), so nothing would "
+        "be trained. In training_step: opt = self.optimizers(), opt.zero_grad(), self.manual_backward(loss), "
+        "opt.step(). Or leave automatic_optimization as it is, and return the loss."
+    )
+
+
+def _warn_of_unused_keys(run: Run) -> None:
+    """In manual optimization training_step steps the schedulers, whatever their dicts say about when."""
     for config in run.schedulers:
-        if config.reduce_on_plateau and config.monitor and config.strict and run.module.automatic_optimization:
-            _check_monitor(run, type(config.scheduler).__name__, config.monitor)
+        keys = ("interval", "frequency", "monitor", "strict")
+        told = [key for key in keys if getattr(config, key) != type(config).__dataclass_fields__[key].default]
+        if told and not (told == ["monitor"] and config.reduce_on_plateau):
+            kind = type(config.scheduler).__name__
+            warn(
+                "LD291",
+                f"{', '.join(map(repr, told))} of {kind} do{'es' if len(told) == 1 else ''} nothing in manual "
+                "optimization, where training_step steps the schedulers: self.lr_schedulers().step().",
+                subject=kind,
+            )
 
 
 def check_schedules(run: Run) -> None:
     """Refuse schedulers that end before the run does, and warn of those whose total counts something else.
 
-    Called when the training loader, the optimizers and a checkpoint's state are there. Looks at schedulers of torch's
-    that know their total, where the number of their steps is known too.
+    Called when the training loader, the optimizers and a checkpoint's state are there.
 
     Raises:
         MisconfigurationError: A OneCycleLR would step beyond its end, which torch refuses when it gets there.
     """
-    module, position = run.module, run.state.position
-    if not module.automatic_optimization or overrides(module, "lr_scheduler_step", LightningModule):
-        return
-    for config in run.schedulers:
-        if (steps := _steps_of(run, config)) is not None:
-            _check_end(run, config, steps)
-            if config.frequency == 1 and not position.batch_total:
-                _warn_of_interval(run, config, steps)
-
-
-def _check_end(run: Run, config: LRSchedulerConfig, steps: int) -> None:
-    """Refuse a scheduler that would step beyond its end, where it raises."""
-    total, where, ends = _total_of(config.scheduler)
-    position = run.state.position
-    if total is None or not ends:
-        return
-    steps += config.scheduler.last_epoch - (_steps_of(run, config, position.epoch, position.batch) or 0)
-    if steps <= total:
-        return
-    problem = (
-        f"{where}={total} is too few: this run steps it {steps} times (interval={config.interval!r}), and it cannot "
-        f"step beyond its end. Give {steps}; trainer.estimated_stepping_batches is the number of optimizer steps of a "
-        "run."
-    )
-    if not any(getattr(callback, "may_end_training", False) for callback in run.callbacks):
-        raise MisconfigurationError(problem)
-    warn("LD217", f"Unless a callback ends training before: {problem}", subject=where)
-
-
-def _warn_of_interval(run: Run, config: LRSchedulerConfig, steps: int) -> None:
-    """Say so when the length of a schedule is told in epochs and it steps with every batch, or the other way round."""
-    scheduler, by_epoch = config.scheduler, config.interval == "epoch"
-    total, where, _ = _total_of(scheduler)
-    of_run, epochs = _length(run)
-    other = of_run if by_epoch else epochs
-    warms_up = not by_epoch and isinstance(scheduler, lr_scheduler.LinearLR)  # for as many steps as there are epochs
-    if total is not None and of_run >= 2 * epochs and abs(total - other) <= 0.1 * other and not warms_up:
-        meant, unit, interval = (
-            ("optimizer steps", "epoch", "step") if by_epoch else ("epochs", "optimizer step", "epoch")
-        )
-        warn(
-            "LD215",
-            f"{where}={total} fits the {other} {meant} of this run, but {type(scheduler).__name__} steps with every "
-            f"{unit}, {steps} times. Return {{'scheduler': scheduler, 'interval': {interval!r}}}, or give {steps}.",
-            subject=where,
-        )
-    elif isinstance(scheduler, lr_scheduler.SequentialLR) and scheduler._milestones[-1] >= steps:
-        warn(
-            "LD216",
-            f"SequentialLR(milestones={scheduler._milestones}): it steps with every {'epoch' if by_epoch else 'step'}, "
-            f"{steps} times in this run, so the last of its schedulers never begins. Give smaller milestones, or "
-            "another 'interval'.",
-        )
-
-
-def _total_of(scheduler: Any) -> tuple[int | None, str, bool]:
-    """After how many steps ``scheduler`` is at its end, the argument that says so, and if it refuses to go on then."""
-    name = type(scheduler).__name__
-    if isinstance(scheduler, lr_scheduler.SequentialLR):
-        total, where, ends = _total_of(scheduler._schedulers[-1])
-        if total is None:
-            return None, "", False
-        return total + scheduler._milestones[-1], f"SequentialLR: the last milestone and {where}, together", ends
-    for kind, argument in _TOTALS.items():
-        if isinstance(scheduler, kind):
-            return getattr(scheduler, argument), f"{name}({argument})", kind is lr_scheduler.OneCycleLR
-    return None, "", False
-
-
-_TOTALS: dict[type, str] = {
-    lr_scheduler.OneCycleLR: "total_steps",
-    lr_scheduler.CosineAnnealingLR: "T_max",
-    lr_scheduler.LinearLR: "total_iters",
-    lr_scheduler.PolynomialLR: "total_iters",
-}
-
-
-def _length(run: Run) -> tuple[int | float, int | float]:
-    """Optimizer steps and epochs of the whole run; ``inf`` where there is no end in sight."""
-    options, count = run.options, run.train.count
-    epochs = math.inf if options.max_epochs in (None, -1) else options.max_epochs
-    most = math.inf if options.max_steps == -1 else options.max_steps
-    by_epoch = math.inf if count == math.inf else math.ceil(count / run.accumulate)
-    steps = min(most, epochs * by_epoch) if epochs else 0
-    return steps, min(epochs, math.ceil(steps / by_epoch)) if by_epoch and steps < math.inf else epochs
-
-
-def _steps_of(run: Run, config: LRSchedulerConfig, epochs: int | None = None, batches: int = 0) -> int | None:
-    """How often a scheduler steps in so many epochs and batches, by default in the whole run; None if not known."""
-    count, window, frequency = run.train.count, run.accumulate, config.frequency
-    if config.reduce_on_plateau or count in (0, math.inf) or any(turn.every > 1 for turn in run.turns):
-        return None
-    count = int(count)
-    if epochs is None:
-        steps, _ = _length(run)
-        if steps == math.inf:
-            return None
-        epochs, rest = divmod(int(steps), math.ceil(count / window))
-        batches = rest * window
-    if config.interval == "epoch":
-        return epochs // frequency
-    together = math.lcm(window, frequency)
-    in_tail = count % window != 0 and count % frequency == 0
-    return epochs * (count // together + in_tail) + batches // together
+    if run.schedulers and run.module.automatic_optimization:
+        _schedules.check_schedules(run)
 
 
 def _owners(run: Run) -> Iterator[tuple[Any, type]]:
@@ -328,11 +299,22 @@ def _check_step_and_loader(run: Run) -> None:
             f"{name} has no {step}(). Define {step}(self, batch, batch_idx) to call trainer.{run.fn}()."
             f"{_nearest_method(module, step)}"
         )
+    for word in ("training", "validation") if stage is Stage.TRAIN else (WORD[stage],):
+        _refuse_iterator(module, f"{word}_step")
     if not source.exists:
         argument = "train_dataloaders" if run.fn is Fn.FIT else "dataloaders"
         raise MisconfigurationError(
             f"trainer.{run.fn}() has no data. Pass {argument}=, or a datamodule, or define {KIND[stage]}_dataloader() "
             f"in {name}.{_nearest_method(run.datamodule or module, f'{KIND[stage]}_dataloader')}"
+        )
+
+
+def _refuse_iterator(module: LightningModule, step: str) -> None:
+    method = getattr(module, step, None)
+    if method is not None and "dataloader_iter" in _parameters(method):
+        raise NotBuiltError(
+            f"{type(module).__name__}.{step}{parameters_of(method)}, which asks for the iterator of the loader,",
+            f"Take batches: {step}(self, batch, batch_idx).",
         )
 
 
@@ -359,6 +341,11 @@ def _check_training(run: Run) -> None:
             f"{name} has no configure_optimizers(). Define it, for example: "
             f"return torch.optim.Adam(self.parameters(), lr=1e-3).{_nearest_method(module, 'configure_optimizers')}"
         )
+    if forgets_return(module, "configure_optimizers"):
+        raise MisconfigurationError(
+            f"{name}.configure_optimizers() has no return statement, so nothing would be optimized. Return the "
+            "optimizer; to optimize nothing on purpose, write return None."
+        )
     for attribute in {**vars(type(module)), **vars(module)}:
         close = difflib.get_close_matches(attribute, _SETTINGS, n=1, cutoff=0.9)
         if close and attribute not in _SETTINGS:
@@ -381,29 +368,28 @@ def _check_training(run: Run) -> None:
 
 
 def _warn_of_no_validation(run: Run) -> None:
-    name, source = type(run.module).__name__, run.sources["val"]
-    has_step = overrides(run.module, "validation_step", LightningModule)
-    if source.exists and not has_step:
+    module, step, source = run.module, "validation_step", run.sources["val"]
+    name = type(module).__name__
+    has_step = overrides(module, step, LightningModule)
+    if source.exists and not has_step and run.options.limit_val_batches != 0:
+        if not source.is_asked:
+            raise MisconfigurationError(
+                f"{source.name} is given and {name} has no validation_step(), so validation would be left out. Define "
+                f"validation_step(self, batch, batch_idx), or leave val_dataloaders out.{_nearest_method(module, step)}"
+            )
         warn("LD050", f"{source.name} is given and {name} has no validation_step(), so validation is left out.")
     if has_step and not source.exists and run.options.limit_val_batches != 0:
         warn("LD051", f"{name} has validation_step() and no validation loader is given, so validation is left out.")
 
 
-def _warn_of_hidden_layers(module: LightningModule) -> None:
-    seen = set(map(id, module.modules()))
-    for place, part in module.named_modules():
-        for name, value in vars(part).items():
-            items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-            some = itertools.islice(items, 1000)  # a whole dataset may lie in a list
-            hidden = [item for item in some if isinstance(item, nn.Module) and id(item) not in seen]
-            if any(parameter.requires_grad for item in hidden for parameter in item.parameters()):
-                where = ".".join(filter(None, (type(module).__name__, place, name)))
-                warn(
-                    "LD052",
-                    f"{where} is a {type(value).__name__} of modules, which torch does not see: self.parameters(), "
-                    "moving to the device and checkpoints leave them out. Use torch.nn.ModuleList or ModuleDict.",
-                    subject=where,
-                )
+def _warn_of_two_transfers(run: Run) -> None:
+    """Say which of two hooks that put batches on the device is called."""
+    if run.datamodule is None:
+        return
+    for hook in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+        if overrides(run.datamodule, hook, LightningDataModule) and overrides(run.module, hook, LightningModule):
+            data, module = type(run.datamodule).__name__, type(run.module).__name__
+            warn("LD289", f"{data} and {module} both have {hook}(): {data}'s is called. Leave one out.", subject=hook)
 
 
 _SETTINGS = ("automatic_optimization", "example_input_array", "strict_loading")
@@ -476,6 +462,21 @@ def check_loaders_of_monitors(run: Run, loaders: list[str]) -> None:
             )
 
 
+def warn_of_broken_monitors(run: Run, found: Iterable[Mapping[str, float]]) -> None:
+    """Say so when the metric by which checkpoints are ranked has become NaN: it can tell no better from worse."""
+    for callback in run.callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if not getattr(callback, "monitors", False) or getattr(callback, "may_end_training", False):
+            continue  # what ends training has a rule for such values
+        if any(math.isnan(metrics.get(monitor, 0.0)) for metrics in found if isinstance(monitor, str)):
+            warn(
+                "LD292",
+                f"{type(callback).__name__}(monitor={monitor!r}): {monitor} is nan at step "
+                f"{run.state.position.global_step}, which counts as worst. Look at what it is made of.",
+                subject=str(monitor),
+            )
+
+
 def _logging_classes(run: Run) -> list[type]:
     modules = [part for part in run.module.modules() if isinstance(part, LightningModule)]
     return [cls for owner in (*modules, *run.callbacks) for cls in user_classes(owner)]
@@ -502,7 +503,7 @@ def _check_monitor(run: Run, watcher: str, monitor: str) -> None:
         return
     plain = sorted(map(readable, logged))
     elsewhere = run.validates and _matches(monitor, logged_names(classes) or ())
-    raise MisconfigurationError(
+    raise MissingMetricError(
         f"{watcher}(monitor={monitor!r}) matches nothing that is logged in this fit. "
         f"Logged are: {', '.join(plain) or 'no names at all'}."
         + (f" {monitor!r} is logged in a step that fit does not run." if elsewhere else _without_validation(run))

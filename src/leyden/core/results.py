@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from leyden.core.metrics import is_metric, restore_running_states, running_state
 from leyden.core.state import Stage
 from leyden.utils.errors import MisconfigurationError, warn
 from leyden.utils.lazy import LazyModule
-from leyden.utils.tree import batch_size_of
+from leyden.utils.tree import batch_size_of, tree_leaves
 
 # Where values may be logged: (on_step by default, on_epoch by default, may be logged by step at all).
 _BY_STEP = (True, False, True)
@@ -47,6 +48,15 @@ PLACES: dict[str, tuple[bool, bool, bool]] = {
         )
     },
 }
+
+# Methods that are called on the way from one of these places to another, or when all of them are over.
+_ON_THE_WAY = frozenset(
+    (
+        *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer", "lr_scheduler_step"),
+        *(f"on_{stage}_model_{mode}" for stage in ("validation", "test") for mode in ("eval", "train", "zero_grad")),
+        *("train_dataloader", "val_dataloader", "state_dict", "on_save_checkpoint", "on_exception", "teardown"),
+    )
+)
 
 _REDUCTIONS: dict[Any, str] = {
     **{name: name for name in ("mean", "sum", "min", "max")},
@@ -278,6 +288,8 @@ class Results:
         entry = Entry(name, self._suffix if add_dataloader_idx else "", on_step, on_epoch, options)
         if is_metric(value):
             entry.metric = self._own_metric(name, value, metric_attribute)
+        elif on_epoch and entry.reduction == "mean" and batch_size is None:
+            self._warn_of_sizes(name)
         self.entries[(self.hook, name)] = entry
         self.by_step = self.by_step or on_step
         return entry
@@ -286,9 +298,11 @@ class Results:
         """By step, and by epoch: what was asked for, or else what is usual here."""
         if not isinstance(name, str):
             raise TypeError(f"self.log takes a name first, got {name!r}. Write self.log('loss', loss).")
-        if self.hook not in PLACES:
+        caller = _caller()
+        if self.hook not in PLACES or caller in _ON_THE_WAY:
+            where = caller if caller in _ON_THE_WAY else self.hook or caller
             raise MisconfigurationError(
-                f"self.log({name!r}) cannot be called in {self.hook or _caller()}: no values are collected there. "
+                f"self.log({name!r}) cannot be called in {where}: no values are collected there. "
                 f"It can be called in: {', '.join(PLACES)}."
             )
         default_step, default_epoch, step_allowed = PLACES[self.hook]
@@ -363,6 +377,18 @@ class Results:
                 f"attribute {places[0]!r}. Leave metric_attribute out; the metric is found by itself."
             )
         return metric
+
+    def _warn_of_sizes(self, name: str) -> None:
+        """Say so when it is a guess how many samples the mean over the epoch counts for this batch."""
+        leaves = islice(tree_leaves(self.batch), 1000)
+        sizes = list(dict.fromkeys(leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim))
+        if len(sizes) > 1:
+            warn(
+                "LD285",
+                f"self.log({name!r}, on_epoch=True): the tensors of the batch differ in their first dimension, "
+                f"{', '.join(map(str, sizes[:4]))}, and the first, {sizes[0]}, is taken for the number of samples. "
+                f"Say it: self.log({name!r}, value, batch_size=...).",
+            )
 
     def _count_samples(self, name: str) -> int:
         size = batch_size_of(self.batch) if self.batch is not None else 1
@@ -492,9 +518,12 @@ class Results:
             for (place, name), entry in self._training().items()
             if entry.weight or entry.total is not None or entry.fresh
         ]
+        return {"entries": entries, **self.running_values()}
+
+    def running_values(self, copy: bool = False) -> dict[str, Any]:
+        """What validation changes too: the states of metric objects, and the values that callbacks may monitor."""
         return {
-            "entries": entries,
-            "metrics": running_states(self.module) if self.module is not None else {},
+            "metrics": running_states(self.module, copy) if self.module is not None else {},
             "callback_metrics": {name: _detached(value) for name, value in self.callback_metrics().items()},
         }
 

@@ -31,10 +31,15 @@ from leyden.core.state import Fn, RunState, Stage
 from leyden.fabric.strategies.strategy import Strategy
 from leyden.utils.durations import parse_duration
 from leyden.utils.errors import MisconfigurationError, warn
+from leyden.utils.lazy import LazyModule
 
 if TYPE_CHECKING:
     from leyden.core.datamodule import LightningDataModule
+    from leyden.loggers.guard import LoggerGuard
     from leyden.loggers.logger import Logger
+
+_finite = LazyModule("leyden.core.finite")
+_guard = LazyModule("leyden.loggers.guard")
 
 # Which loaders each loop reads, which step it calls, and how its hooks and limits are called.
 KIND = {
@@ -66,6 +71,7 @@ class Run:
         precision: The strategy's number types.
         hooks: The events somebody listens to.
         results: What is logged.
+        guard: Calls the loggers.
         training_step: The module's, as the closure calls it.
         optimizer_step: The module's.
         step_scheduler: The module's ``lr_scheduler_step``.
@@ -77,9 +83,17 @@ class Run:
         window: What that means for the batch in work, in manual optimization.
         validation_seconds: Time between validations where ``val_check_interval`` is one, else ``inf``.
         validated_at: When the last validation ended, or training began, by ``time.monotonic``.
+        validation_is_due: Says whether validation runs after a batch; None in epochs without.
+        before_validation: What a validation changes and its repetition needs, as it was when the last one began.
+        evaluated: Batches evaluated in all passes of this run, by loader: the x-axis of what evaluation logs by step.
+        without_step: In manual optimization, no optimizer stepped in the last batch, so its gradients may be needed.
+        listening: Who notes the signals that ask this run to stop.
+        stopped: It has stopped for one, between two batches.
         since_validation: Seconds from the last validation to the checkpoint to go on from.
         checkpoint: The checkpoint to go on from; None when there is none.
         loader_state: The training loader's own state in it.
+        check: Looks at every loss before it is propagated; None where nobody wants that.
+        remember: Told of every training step as it begins, for the check.
     """
 
     train: TrainBatches
@@ -115,7 +129,10 @@ class Run:
         self.sources = sources
         self.results = Results(module)
         self.hooks = Hooks()
+        self.guard: LoggerGuard = _guard.LoggerGuard()
         self.checkpoint: dict[str, Any] | None = None
+        self.check: Any = None
+        self.remember: Callable[..., Any] | None = None
 
         self.optimizers: list[Optimizer] = []
         self.wrapped_optimizers: list[SteppingOptimizer] = []
@@ -131,6 +148,12 @@ class Run:
         self.validation_interval: int | float = math.inf
         self.validation_seconds = math.inf
         self.validated_at = self.since_validation = 0.0
+        self.validation_is_due: Callable[[Run, int], bool] | None = None
+        self.before_validation: dict[str, Any] = {}
+        self.evaluated: dict[str, int] = {}
+        self.without_step = False
+        self.listening: Any = None
+        self.stopped = False
         self.log_every = 0
 
         self.loader_state: dict[str, Any] = {}
@@ -183,6 +206,7 @@ class Run:
     def prepare_training(self) -> None:
         """Make the optimizers and bind everything that a training step calls."""
         module, options, precision = self.module, self.options, self.precision
+        self.check = _finite.make_check(self)
         returned = self.hook(module, "configure_optimizers")()
         if named := named_turns(returned):
             for name, (value, every) in named.items():
@@ -201,6 +225,9 @@ class Run:
         if overrides(module, "backward", LightningModule):
             backward = self._method("backward")
             self.backward = lambda loss, **options: backward(precision.scale(loss), **options)
+        if self.check is not None:
+            self.check.arm(self.optimizers)
+            self.remember, self.backward = self.check.remember, self.check.guard(self.backward)
         if overrides(module, "optimizer_zero_grad", LightningModule):
             self.zero_grad = self._method("optimizer_zero_grad")
         self.optimizer_step = self._method("optimizer_step")
@@ -221,6 +248,8 @@ class Run:
         for turn, optimizer, wrapped in zip(self.turns, self.optimizers, self.wrapped_optimizers, strict=False):
             self.precision.check_optimizer(optimizer)
             turn.optimizer, turn.wrapped = optimizer, wrapped
+        if self.check is not None:
+            self.check.arm(self.optimizers)
         self._bind_turns()
 
     def _take_optimizers(self, returned: Any, name: str, every: int) -> None:
@@ -301,6 +330,8 @@ class Run:
     def load_training_data(self) -> None:
         """Ask for the training loader, and give it its state back."""
         self.renew_training_data()
+        if self.loader_state:
+            self.train.check_resumable()
         epoch = self.state.position.epoch
         # Where the run that is resumed would have asked for another loader, the state is of the one before.
         if self.state.position.batch or self._period("train", epoch) == self._period("train", max(0, epoch - 1)):
@@ -322,9 +353,7 @@ class Run:
         """Ask for the validation loaders anew where those that are there are of earlier epochs."""
         period = self._period("val", self.state.position.epoch)
         if Stage.VALIDATE in self._evaluation and self._asked_in["val"] != period:
-            before = {batches.name: batches.evaluated for batches in self._evaluation.pop(Stage.VALIDATE)}
-            for batches in self.evaluation(Stage.VALIDATE):
-                batches.evaluated = before.get(batches.name, 0)
+            self._evaluation.pop(Stage.VALIDATE)
 
     def _period(self, kind: str, epoch: int) -> int:
         """Which of the loaders that are asked for one after the other are those of ``epoch``.
@@ -403,6 +432,20 @@ class Run:
         steps: int | None = self.options.num_sanity_val_steps
         return 2 if steps is None else steps
 
+    @property
+    def fetches(self) -> bool:
+        """A batch is waited for, and nothing else is going on."""
+        return any(batches.fetching for batches in self._loaders())
+
+    def end_workers(self) -> None:
+        """End the worker processes of all loaders."""
+        for batches in self._loaders():
+            batches.end_workers()
+
+    def _loaders(self) -> list[Batches]:
+        evaluation = [batches for stage in self._evaluation.values() for batches in stage]
+        return [*evaluation, self.train] if hasattr(self, "train") else evaluation
+
     def evaluation_counts(self, stage: Stage) -> list[int | float]:
         """Batches of each loader of ``stage``; nothing for a stage whose loaders were not needed yet."""
         known = Stage.VALIDATE if stage is Stage.SANITY_CHECK else stage
@@ -421,15 +464,13 @@ class Run:
             step = int(found.pop("step"))
         if with_epoch:
             found.setdefault("epoch", self.state.position.epoch)
-        for logger in self.loggers:
-            logger.log_metrics(found, step)
+        self.guard.tell(self.loggers, "log_metrics", found, step)
 
     def _send_media(self, step: int) -> None:
         """Hand the images and the like that are due to every logger."""
         due, self.results.due_media = self.results.due_media, {}
         for name, media in due.items():
-            for logger in self.loggers:
-                logger.log_media(name, media, step)
+            self.guard.tell(self.loggers, "log_media", name, media, step)
 
     @property
     def log_step(self) -> int:

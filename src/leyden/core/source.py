@@ -40,9 +40,37 @@ def mentions(classes: Iterable[type], word: str) -> bool:
     )
 
 
+def uses_any(classes: Iterable[type], names: Collection[str]) -> bool:
+    """True when the methods of ``classes`` read an attribute of ``names``, or may: by ``getattr``, elsewhere, unread.
+
+    They may do so elsewhere where a module is handed to a function, and unread where source is missing.
+    """
+    classes = list(classes)
+    if any(method is None for cls in classes for method in methods(cls).values()):
+        return True
+    for node in _nodes(classes):
+        if isinstance(node, ast.Attribute) and node.attr in names:
+            return True
+        given = (*node.args, *(keyword.value for keyword in node.keywords)) if isinstance(node, ast.Call) else ()
+        if any(map(_is_module, given)) and not _is_super(node):
+            return True
+    return False
+
+
+def forgets_return(owner: object, name: str) -> bool:
+    """True when the method ``name`` of ``owner`` does something, and can return nothing but None; by its source."""
+    cls = next((cls for cls in user_classes(owner) if name in vars(cls)), None)
+    method = methods(cls).get(name) if cls is not None and name not in vars(owner) else None
+    if method is None:
+        return False
+    nodes = list(ast.walk(method))
+    ends = (ast.Return, ast.Yield, ast.YieldFrom, ast.Raise)
+    return any(isinstance(node, ast.Call) for node in nodes) and not any(isinstance(node, ends) for node in nodes)
+
+
 def log_calls(cls: type) -> Iterator[tuple[str, bool]]:
     """The methods of ``cls`` that call ``self.log``, and if with ``on_step=True``; where source is missing, none."""
-    for name, method in _methods(cls).items():
+    for name, method in methods(cls).items():
         for call in ast.walk(method) if method is not None else ():
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and _is_self_log(call.func):
                 by_step = [k.value for k in call.keywords if k.arg == "on_step"]
@@ -59,7 +87,7 @@ def logged_names(classes: Iterable[type], silent: Collection[str] = ()) -> set[s
         silent: Methods that do not run.
     """
     found: set[str] = set()
-    for name, method in (item for cls in set(classes) for item in _methods(cls).items()):
+    for name, method in (item for cls in set(classes) for item in methods(cls).items()):
         if name in silent:
             continue
         if method is None or (patterns := _logged_in(method)) is None:
@@ -71,7 +99,7 @@ def logged_names(classes: Iterable[type], silent: Collection[str] = ()) -> set[s
 _METHODS: WeakKeyDictionary[type, dict[str, ast.FunctionDef | None]] = WeakKeyDictionary()
 
 
-def _methods(cls: type) -> dict[str, ast.FunctionDef | None]:
+def methods(cls: type) -> dict[str, ast.FunctionDef | None]:
     """The methods that ``cls`` itself defines; None for one whose source cannot be had."""
     if cls not in _METHODS:
         parsed = {name: _parsed(name, value) for name, value in vars(cls).items() if inspect.isfunction(value)}
@@ -91,7 +119,7 @@ def _parsed(name: str, function: Callable[..., Any]) -> ast.FunctionDef | None:
 
 
 def _nodes(classes: Iterable[type], besides: Collection[str] = ()) -> Iterator[ast.AST]:
-    for name, method in (item for cls in set(classes) for item in _methods(cls).items()):
+    for name, method in (item for cls in set(classes) for item in methods(cls).items()):
         if method is not None and name not in besides:
             yield from ast.walk(method)
 

@@ -34,6 +34,12 @@ class Stage(_Name):
     PREDICT = "predict"
 
 
+# What of the last batch is still to be done, in Position.tail; 0 is nothing.
+LOGGING = 1  # all that follows on_train_batch_end
+VALIDATION = 2  # the validation that is due, and what follows it
+VALIDATED = 3  # what follows validation
+
+
 class Status(_Name):
     """How far the run has come."""
 
@@ -54,6 +60,7 @@ class Position:
         global_step: Optimizer steps taken. In automatic optimization one for each batch that stepped; in manual
             optimization one for each ``optimizer.step()``.
         stepped_batches: Batches after which the optimizer stepped: the x-axis of the loggers.
+        tail: What of the last batch is still to be done: LOGGING, VALIDATION, VALIDATED, or 0 for nothing.
     """
 
     epoch: int = 0
@@ -61,6 +68,7 @@ class Position:
     batch_total: int = 0
     global_step: int = 0
     stepped_batches: int = 0
+    tail: int = 0
 
     def state_dict(self) -> dict[str, int]:
         """The numbers, by name."""
@@ -81,12 +89,19 @@ class SaveRequest:
         weights_only: Leave out everything that only resuming needs.
         epoch: The epoch during which it was asked for.
         written: Called with ``path`` once the file is safe on disk.
+        failed: Called with ``path`` and the error when the file could not be written, for want of space or the like;
+            without it, that error ends the run.
+        in_background: Training goes on while the file is written.
+        safe: The file is safe on disk.
     """
 
     path: str
     weights_only: bool
     epoch: int
     written: Callable[[str], None] | None = None
+    failed: Callable[[str, Exception], None] | None = None
+    in_background: bool = False
+    safe: bool = False
 
 
 @dataclass(slots=True)
@@ -102,6 +117,9 @@ class RunState:
         stop_reason: Why training ended, for people to read.
         epoch_rng: The random number generators when the current epoch's order of data was drawn.
         save_requests: Checkpoints asked for and not yet written.
+        outstanding: Those that are being written in the background.
+        background_io: Writes them, where the strategy's own CheckpointIO writes at once.
+        signal: The signal that asks this process to stop, once there was one; else 0.
     """
 
     fn: Fn | None = None
@@ -112,6 +130,9 @@ class RunState:
     stop_reason: str = ""
     epoch_rng: dict[str, Any] | None = None
     save_requests: list[SaveRequest] = field(default_factory=list)
+    outstanding: list[SaveRequest] = field(default_factory=list)
+    background_io: Any = None
+    signal: int = 0
 
     @property
     def finished(self) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import Unpack as Unpack  # typing has it from Python 3.11 on
 
 if TYPE_CHECKING:
     from leyden.trainer import Trainer as Trainer
@@ -57,3 +58,25 @@ OptimizerLRScheduler: TypeAlias = (
     | Sequence[OptimizerLRSchedulerConfig]
     | None
 )
+
+
+class FormerOfFit(TypedDict, total=False):
+    """Keywords that ``trainer.fit`` had in Lightning 1.x."""
+
+    train_dataloader: Any
+
+
+class FormerOfValidate(TypedDict, total=False):
+    """Keywords that ``trainer.validate`` had in Lightning 1.x."""
+
+    val_dataloaders: Any
+
+
+class FormerOfTest(TypedDict, total=False):
+    """Keywords that ``trainer.test`` had in Lightning 1.x."""
+
+    test_dataloaders: Any
+
+
+class FormerOfPredict(TypedDict, total=False):
+    """Keywords that ``trainer.predict`` had in Lightning 1.x: none."""

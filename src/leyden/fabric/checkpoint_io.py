@@ -1,4 +1,4 @@
-"""Checkpoints to disk and back: written atomically, checked before they are read, without running code from them."""
+"""Checkpoints to disk and back: written whole and sealed, checked before they are read, without running their code."""
 
 from __future__ import annotations
 
@@ -8,34 +8,51 @@ import pickle
 import re
 import shutil
 import tempfile
-import zipfile
-from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import BuiltinFunctionType, FunctionType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
 import torch
-from torch import Tensor, nn
 
 from leyden.utils.errors import CheckpointError, MisconfigurationError
-from leyden.utils.paths import AnyPath, atomic_write, free_bytes, is_remote, list_dir, make_dirs, open_file, remove
+from leyden.utils.lazy import LazyModule
+from leyden.utils.paths import (
+    AnyPath,
+    atomic_write,
+    free_bytes,
+    is_remote,
+    is_web,
+    join,
+    list_dir,
+    make_dirs,
+    open_file,
+    remove,
+)
+
+_sealing = LazyModule("leyden.fabric.sealing")
+_unsafe = LazyModule("leyden.fabric.unsafe")
 
 EXTENSION = ".ckpt"
-_ZIP_MAGIC = b"PK\x03\x04"
+# Beside a remote checkpoint and written after it: what ``sha256sum`` prints and, with ``-c``, checks.
+MARK = ".sha256"
+_NEIGHBOURS = 5  # the newest that are looked at for a good one; each is read whole
 
 
 class CheckpointIO:
-    """How checkpoints get to disk and back: each is one file of ``torch.save``, local or remote.
+    """How checkpoints get to disk and back: each is one file of ``torch.save``, local or remote, and sealed.
 
-    A subclass may override any of the three methods; pass an instance to ``Trainer(plugins=)``.
+    The seal is a SHA-256 in the comment of the zip file that torch writes, so any reader of such files takes it. Beside
+    a remote checkpoint goes a second file, ``<name>.sha256``, once the first is there; without it the checkpoint is
+    refused.
+
+    A subclass may override any of the methods; pass an instance to ``Trainer(plugins=)``.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: AnyPath, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` to ``path``, making its folder; what was there before stays until the new file is whole.
 
         Args:
-            checkpoint: What to save. ``unsafe_places`` tells beforehand whether it can be loaded again.
+            checkpoint: What to save. ``leyden.fabric.unsafe`` tells beforehand whether it can be loaded again.
             path: A local file or a URL such as ``s3://bucket/last.ckpt``.
             storage_options: For a URL, what its file system takes.
 
@@ -49,30 +66,25 @@ class CheckpointIO:
                 f"storage_options={storage_options!r} mean nothing for the local path {path!r}. "
                 "Leave them out, or give a URL such as s3://bucket/last.ckpt."
             )
-        sink: _Sink | None = None
+        sealed: Any = None
         try:
             if not is_remote(path):
                 make_dirs(os.path.dirname(path))
-            with atomic_write(path, storage_options) as file:
-                sink = _Sink(file)
-                torch.save(checkpoint, cast(IO[bytes], sink))
-        except (OSError, RuntimeError) as error:
+            with atomic_write(path, storage_options) as file, _sealing.SealedFile(file) as sealed:
+                torch.save(checkpoint, cast(IO[bytes], sealed))
+                digest = sealed.seal()
+            if is_remote(path):
+                with atomic_write(path + MARK, storage_options) as file:
+                    file.write(f"{digest}  {path.rpartition('/')[2]}\n".encode())
+        except Exception as error:
             # torch reports a failed write as a RuntimeError about positions in the file.
-            cause = sink.error if sink and sink.error else error
-            if not isinstance(cause, OSError):
-                raise
-            reason = cause.strerror or str(cause)
-            raise CheckpointError(f"Could not save the checkpoint {path}: {reason}.{_free_space(path)}") from cause
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            places = "; ".join(unsafe_places(checkpoint)) or "none found"
-            raise CheckpointError(
-                f"Could not save the checkpoint {path}: {error}. What a checkpoint cannot hold: {places}."
-            ) from error
+            cause = sealed.error if sealed is not None and sealed.error else error
+            raise save_error(path, cause, checkpoint) from cause
 
     def load_checkpoint(
         self, path: AnyPath | IO[bytes], map_location: Any = None, weights_only: bool = True
     ) -> dict[str, Any]:
-        """Read what ``save_checkpoint``, or plain ``torch.save``, wrote; the checksums in the file are verified first.
+        """Read what ``save_checkpoint`` or plain ``torch.save`` wrote, after comparing it with its seal or checksums.
 
         Args:
             path: A local file, a URL (``http(s)://`` too), or a file open for reading bytes.
@@ -81,12 +93,16 @@ class CheckpointIO:
 
         Raises:
             FileNotFoundError: There is no such file; the message names those that are near.
-            CheckpointError: The file is damaged, or holds objects that only ``weights_only=False`` reads.
+            CheckpointError: The file is damaged, in which case the message names the newest good one beside it; or
+                it holds objects that only ``weights_only=False`` reads.
         """
-        name = os.fspath(path) if isinstance(path, str | os.PathLike) else "The open file"
+        name = _name_of(path)
         only = weights_only is not False  # None, which Lightning allows, is no leave to run code
         with _opened(path) as file:
-            checked = _check_sums(file, name)
+            try:
+                checked = _verify(path, file)
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}{_good_neighbour(path)}") from error.__cause__
             try:
                 loaded: dict[str, Any] = torch.load(file, map_location=map_location, weights_only=only)
                 return loaded
@@ -95,47 +111,104 @@ class CheckpointIO:
                     raise CheckpointError(_refusal(name, file, error)) from error
                 if isinstance(error, AttributeError | ImportError):
                     raise CheckpointError(f"{name} holds objects whose class is not here: {error}") from error
-                if checked and not isinstance(error, pickle.UnpicklingError):
+                if checked and not isinstance(error, pickle.UnpicklingError) and _ZIP_READER not in str(error):
                     raise  # the file is as it was written, so the matter is another, such as a missing device
-                raise CheckpointError(f"{name} is damaged, or not a checkpoint: {_first_line(error)}") from error
+                raise CheckpointError(
+                    f"{name} is damaged, or not a checkpoint: {_sealing.first_line(error)}{_good_neighbour(path)}"
+                ) from error
+
+    def when_written(self, path: AnyPath, callback: Callable[[str], None]) -> None:
+        """Have ``callback(path)`` called once what ``save_checkpoint`` was last asked to write to ``path`` is safe.
+
+        Here that is at once, since ``save_checkpoint`` returns only then. An IO that writes later keeps the callback,
+        drops it if the save fails, and hands it out by ``finished``: it never calls it from another thread.
+        """
+        callback(os.fspath(path))
+
+    def finished(self) -> list[Callable[[], None]]:
+        """What ``when_written`` kept for files that are safe by now, to be called in order; each is given out once.
+
+        Does not wait, and raises nothing: the error of a save that failed is raised by the next ``save_checkpoint``,
+        ``wait`` or ``teardown``.
+        """
+        return []
+
+    def wait(self) -> None:
+        """Return once every file asked for is safe; ``finished`` then has all that is left.
+
+        Raises:
+            CheckpointError: A file that was asked for earlier could not be written.
+        """
+
+    def teardown(self) -> None:
+        """Finish what is under way, as ``wait`` does, and end: the run is over. The next save begins anew."""
 
     def remove_checkpoint(self, path: AnyPath) -> None:
         """Remove a checkpoint, a file or a folder; one that is gone already is no error."""
-        try:
+        with suppress(FileNotFoundError):
             remove(path)
-        except FileNotFoundError:
-            return
+        if is_remote(path):
+            with suppress(FileNotFoundError):
+                remove(os.fspath(path) + MARK)
 
 
-class _Sink:
-    """A file that remembers why a write failed, for torch does not say."""
+# The name that code written for Lightning uses.
+TorchCheckpointIO = CheckpointIO
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.error: OSError | None = None
 
-    def write(self, data: bytes) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
+def verify_checkpoint(path: AnyPath) -> None:
+    """Read the file at ``path`` once and compare it with its seal; nothing is unpickled.
 
-    def flush(self) -> None:
-        self.file.flush()
+    A file without a seal, as of Lightning, is compared with the checksum per record that torch stores.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message names those that are near.
+        CheckpointError: The file is damaged, or not a checkpoint; the message says in what.
+    """
+    with _opened(path) as file:
+        if not _verify(path, file):
+            raise CheckpointError(f"{_name_of(path)} is damaged, or not a checkpoint: it is no file of torch.save.")
+
+
+# Writing.
+
+
+def save_error(path: str, error: Exception, checkpoint: Any) -> CheckpointError:
+    """What to raise when ``error`` kept ``checkpoint`` from being written to ``path``."""
+    if isinstance(error, OSError):
+        why = f"{error.strerror or error}.{_free_space(path)}"
+    elif isinstance(error, pickle.PicklingError | AttributeError | TypeError):
+        places = "; ".join(_unsafe.unsafe_places(checkpoint)) or "none found"
+        why = f"{error}. What a checkpoint cannot hold: {places}."
+    else:
+        why = f"{type(error).__name__}: {_sealing.first_line(error)}"
+    return CheckpointError(f"Could not save the checkpoint {path}: {why}")
 
 
 def _free_space(path: str) -> str:
     """A sentence on the space left where a local ``path`` was to be; empty for a remote one."""
-    free = free_bytes(path)
-    return "" if free is None else f" There are {free / 2**20:,.1f} MiB free."
+    with suppress(OSError):
+        free = free_bytes(path)
+        return "" if free is None else f" There are {free / 2**20:,.1f} MiB free."
+    return ""
+
+
+# Reading.
+
+
+def _name_of(path: AnyPath | IO[bytes]) -> str:
+    return os.fspath(path) if isinstance(path, str | os.PathLike) else "The open file"
 
 
 @contextmanager
 def _opened(path: AnyPath | IO[bytes]) -> Iterator[IO[bytes]]:
     """The file at ``path``, seekable; a remote one is fetched whole, as it is read twice."""
     if not isinstance(path, str | os.PathLike):
-        yield path
+        if path.seekable():
+            yield path
+        else:
+            with _fetched(path) as file:
+                yield file
         return
     try:
         file = open_file(path, "rb")
@@ -143,14 +216,22 @@ def _opened(path: AnyPath | IO[bytes]) -> Iterator[IO[bytes]]:
         raise _missing(path) from error
     except IsADirectoryError as error:
         raise CheckpointError(f"{os.fspath(path)} is a folder, and a checkpoint is one file.") from error
+    except OSError as error:
+        raise CheckpointError(f"{os.fspath(path)} cannot be read: {error.strerror or error}.") from error
     with file:
-        if not is_remote(path):
+        if is_remote(path) and not is_web(path):
+            with _fetched(file) as local:
+                yield local
+        else:
             yield file
-            return
-        with tempfile.TemporaryFile() as fetched:
-            shutil.copyfileobj(file, fetched, 2**24)
-            fetched.seek(0)
-            yield fetched
+
+
+@contextmanager
+def _fetched(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as local:
+        shutil.copyfileobj(file, local, 2**24)
+        local.seek(0)
+        yield local
 
 
 def _missing(path: AnyPath) -> FileNotFoundError:
@@ -167,33 +248,58 @@ def _missing(path: AnyPath) -> FileNotFoundError:
     return FileNotFoundError(f"There is no checkpoint {os.fspath(path)}.{hint}")
 
 
-def _check_sums(file: IO[bytes], name: str) -> bool:
-    """Compare every record of ``file`` with the CRC-32 that torch.save stored beside it, and rewind.
-
-    torch.load does not, and would take a flipped bit for a weight. This reads the file once more, at some GB a second.
-
-    Returns:
-        False when the file is not a zip, as those of torch before 1.6, and so cannot be told from a damaged one.
-
-    Raises:
-        CheckpointError: A record differs, or the zip's directory cannot be read: the file was cut short.
-    """
-    start = file.tell()
-    is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC or zipfile.is_zipfile(file)
-    file.seek(start)
-    if not is_zip:
-        return False
+def _verify(path: AnyPath | IO[bytes], file: IO[bytes]) -> bool:
+    """Compare ``file``, from ``path``, with its mark or else its seal; see ``sealing.verify``."""
+    name = _name_of(path)
     try:
-        with zipfile.ZipFile(file) as archive:
-            # All are 0 after torch.serialization.set_crc32_options(False).
-            has_sums = any(record.CRC for record in archive.infolist())
-            wrong = archive.testzip() if has_sums else None
-    except Exception as error:  # zipfile raises a dozen types on bytes that make no sense
-        raise CheckpointError(f"{name} is damaged: {_first_line(error)}") from error
-    if wrong is not None:
-        raise CheckpointError(f"{name} is damaged: its record {wrong} is not what was written.")
-    file.seek(start)
-    return True
+        if isinstance(path, str | os.PathLike) and is_remote(path) and not is_web(path):
+            mark = _mark_of(path)
+            if mark is not None:
+                if mark != _sealing.sha256_of(file):
+                    raise CheckpointError(
+                        f"{name} is not what {name}{MARK} says: it is damaged, or was replaced and the mark was not."
+                    )
+                file.seek(0)
+                return True
+            if _sealing.is_sealed(file):
+                raise CheckpointError(
+                    f"{name} has no {name}{MARK} beside it, which is written last, so saving it was not finished. "
+                    f"If it was copied there without it, add it: sha256sum FILE > FILE{MARK}"
+                )
+        return bool(_sealing.verify(file, name))
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error.strerror or error}.") from error
+
+
+def _mark_of(path: AnyPath) -> str | None:
+    """The SHA-256 that the mark of a remote checkpoint holds; None without one."""
+    try:
+        with open_file(os.fspath(path) + MARK, "rb") as file:
+            found = re.match(rb"[0-9a-fA-F]{64}\b", file.read(65))
+    except FileNotFoundError:
+        return None
+    return found and found[0].decode().lower()
+
+
+def _good_neighbour(path: AnyPath | IO[bytes]) -> str:
+    """A sentence that names the newest checkpoint beside the damaged one at ``path`` which is good."""
+    if not isinstance(path, str | os.PathLike) or is_remote(path):
+        return ""
+    path = os.fspath(path).removeprefix("file://")
+    folder = os.path.dirname(path)
+    with suppress(OSError):
+        others = [join(folder, name) for name in list_dir(folder or ".") if name.endswith(EXTENSION)]
+        others = [other for other in others if os.path.isfile(other) and not os.path.samefile(other, path)]
+        others.sort(key=os.path.getmtime, reverse=True)
+        for other in others[:_NEIGHBOURS]:
+            with suppress(CheckpointError, OSError):
+                verify_checkpoint(other)
+                return f" The newest good one beside it is {other}."
+    return ""
+
+
+# How errors of torch's reader of zip files begin.
+_ZIP_READER = "PytorchStreamReader"
 
 
 def _names_a_class(error: Exception) -> bool:
@@ -213,111 +319,3 @@ def _refusal(name: str, file: IO[bytes], error: Exception) -> str:
         f"{name} holds {what}. Reading anything but tensors and plain values can run code that the file brings. "
         "If you trust where it comes from, pass weights_only=False."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).partition("\n")[0][:200].rstrip(".") + "."
-
-
-# What torch.load(weights_only=True) reads, found by an experiment that tests/fabric/test_checkpoint_io.py repeats.
-# Types count exactly: a str-Enum, a named tuple or a defaultdict is pickled by way of its own class, and refused.
-_PLAIN = {
-    *(str, float, bool, complex, type(None), bytearray),
-    *(torch.device, torch.dtype, torch.layout, torch.qscheme, torch.UntypedStorage, torch.TypedStorage),
-}
-_DICTS = (dict, OrderedDict, Counter)
-_SEQUENCES = (list, tuple, set, torch.Size)
-_TENSORS = (Tensor, nn.Parameter)
-# Pickle names these before their content, so they may contain themselves; the others may not.
-_MAY_CONTAIN_ITSELF = (list, dict, OrderedDict)
-# As values themselves, not as the types of values.
-_NAMED = {OrderedDict, Counter, Tensor, nn.Parameter, torch.Size, torch.device, set, complex, bytearray}
-_INT_BITS = 255 * 8 - 1  # what pickle's LONG1 holds, beside the sign
-
-
-def unsafe_places(value: Any, place: str = "checkpoint") -> list[str]:
-    """Where ``value`` holds what ``torch.load(weights_only=True)`` could not read back.
-
-    Types and functions that were given to ``torch.serialization.add_safe_globals`` count as readable.
-
-    Args:
-        value: A checkpoint, or a part of one.
-        place: What to call ``value``. By default the entries begin with its own keys.
-
-    Returns:
-        Entries such as ``"hyper_parameters['cfg']: __main__.Cfg"``; none when all can be read.
-    """
-    found: list[str] = []
-    walk = _Walk(found)
-    if place == "checkpoint" and type(value) is dict and all(type(key) is str for key in value):
-        walk.under_way.add(id(value))
-        for key, item in value.items():
-            walk.visit(item, key)
-    else:
-        walk.visit(value, place)
-    return found
-
-
-class _Walk:
-    """One walk over nested values, visiting each container once."""
-
-    def __init__(self, found: list[str]) -> None:
-        self.found = found
-        self.under_way: set[int] = set()
-        self.done: set[int] = set()
-        self.allowed = {
-            entry[0] if isinstance(entry, tuple) else entry for entry in torch.serialization.get_safe_globals()
-        }
-
-    def visit(self, value: Any, place: str) -> None:
-        kind = type(value)
-        if kind in _PLAIN or kind in self.allowed:
-            return
-        if kind is int:
-            if max(value, ~value).bit_length() > _INT_BITS:
-                self.found.append(f"{place}: an int of {value.bit_length()} bits")
-        elif kind is bytes:
-            if not value:  # pickled as a call of bytes()
-                self.found.append(f"{place}: empty bytes")
-        elif kind in _DICTS or kind in _SEQUENCES or kind in _TENSORS:
-            self.visit_once(value, place)
-        elif isinstance(value, type | FunctionType | BuiltinFunctionType):
-            if value not in _NAMED and value not in self.allowed:
-                what = "class" if isinstance(value, type) else "function"
-                self.found.append(f"{place}: {what} {_full_name(value)}")
-        else:
-            self.found.append(f"{place}: {_full_name(kind)}")
-
-    def visit_once(self, value: Any, place: str) -> None:
-        identity = id(value)
-        if identity in self.done:
-            return
-        if identity in self.under_way:
-            if type(value) not in _MAY_CONTAIN_ITSELF:
-                self.found.append(f"{place}: a {type(value).__name__} that contains itself")
-            return
-        self.under_way.add(identity)
-        self.visit_content(value, place)
-        self.under_way.remove(identity)
-        self.done.add(identity)
-
-    def visit_content(self, value: Any, place: str) -> None:
-        if type(value) in _DICTS:
-            for key, item in value.items():
-                self.visit(key, f"{place}, key {key!r}")
-                self.visit(item, f"{place}[{key!r}]")
-        elif type(value) is set:
-            for item in value:
-                self.visit(item, f"{place}, element")
-        elif type(value) in _SEQUENCES:
-            for index, item in enumerate(value):
-                self.visit(item, f"{place}[{index}]")
-        if type(value) is OrderedDict or type(value) in _TENSORS:  # whose attributes are pickled too
-            for name, item in vars(value).items():
-                self.visit(item, f"{place}.{name}")
-
-
-def _full_name(what: Any) -> str:
-    module = getattr(what, "__module__", None)
-    name = str(getattr(what, "__qualname__", what))
-    return name if module in (None, "builtins") else f"{module}.{name}"

@@ -17,8 +17,13 @@ __getattr__, __dir__ = lazy_names(
         "TensorBoardLogger": "leyden.loggers.tensorboard",
         "media": "leyden.loggers.media",
     },
-    not_built=dict.fromkeys(
-        ("CometLogger", "LitLogger", "MLFlowLogger", "NeptuneLogger", "WandbLogger"),
-        "Use TensorBoardLogger or CSVLogger; or derive from leyden.loggers.Logger.",
-    ),
+    not_built={
+        **dict.fromkeys(
+            ("CometLogger", "LitLogger", "MLFlowLogger", "NeptuneLogger", "TestTubeLogger", "WandbLogger"),
+            "Use TensorBoardLogger or CSVLogger; or derive from leyden.loggers.Logger.",
+        ),
+        "LightningLoggerBase": "Derive from leyden.loggers.Logger.",
+        "LoggerCollection": "Give Trainer(logger=[...]) a list; trainer.loggers is one.",
+    },
 )
+__all__ = __dir__()

@@ -19,10 +19,16 @@ class Logger:
     """Receives the metrics and hyper-parameters of a run.
 
     A subclass overrides ``name``, ``version``, ``log_metrics`` and ``log_hyperparams``, and whatever else it can do;
-    the rest does nothing. The Trainer calls it on rank 0 only.
+    the rest does nothing. The Trainer calls it on rank 0 only, and no failure of it ends a run.
+
+    Attributes:
+        time_limit: Seconds that a call by the Trainer may take before it is broken off and the logger is off for the
+            rest of the run; ``math.inf`` for no limit. The first call of a method, which may connect, and those that
+            may upload, ``save``, ``finalize`` and ``after_save_checkpoint``, have ten times as much.
     """
 
     group_separator = "/"
+    time_limit: float = 30.0
 
     @property
     def name(self) -> str | None:

@@ -69,3 +69,4 @@ __getattr__, __dir__ = lazy_names(
         "types": "leyden.utilities.types",
     },
 )
+__all__ = __dir__()

@@ -26,8 +26,23 @@ class NotBuiltError(MisconfigurationError):
         super().__init__(f"{what} is not built yet in Leyden. {instead}")
 
 
+class MissingMetricError(MisconfigurationError, RuntimeError):
+    """A callback or a scheduler monitors what nobody logs; a RuntimeError too, as the code for Lightning catches."""
+
+
+class SIGTERMException(SystemExit):
+    """The process was asked to end, by SIGTERM. Unless caught it does, with the status that shells give for that."""
+
+    def __init__(self, code: int = 143) -> None:
+        super().__init__(code)
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written, read or applied; the message names its path."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss of a batch is NaN or infinite; the message says of which batch, and where in the module it arose."""
 
 
 class LeydenWarning(UserWarning):

@@ -31,6 +31,9 @@ _TEMPORARY = re.compile(r"\..*\.tmp-(?P<host>.+)-(?P<pid>\d{1,9})-[0-9a-f]{8}")
 # Some network file systems cannot sync a folder, or anything; there is nothing more to do for the data then.
 _CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES}
 
+# Folders that a process, by its number, has cleared of what killed ones have left.
+_tidied: set[tuple[int, str]] = set()
+
 
 def is_remote(path: AnyPath) -> bool:
     """True for a URL such as ``s3://bucket/key`` or ``memory://file``; False for local paths, ``file://`` included."""
@@ -38,12 +41,17 @@ def is_remote(path: AnyPath) -> bool:
     return _URL.match(text) is not None and not text.startswith(_FILE_URL)
 
 
+def is_web(path: AnyPath) -> bool:
+    """True for ``http://`` and ``https://``, from where files can only be fetched."""
+    return os.fspath(path).lower().startswith(("http://", "https://"))
+
+
 def open_file(path: AnyPath, mode: str = "rb", newline: str | None = None) -> IO[Any]:
     """Open a file as ``open`` does; text is UTF-8. What ``http(s)://`` answers is fetched to a temporary file first."""
     encoding = None if "b" in mode else "utf-8"
     if not is_remote(path):
         return open(_local(path), mode, encoding=encoding, newline=newline)
-    if _is_http(path):
+    if is_web(path):
         _refuse_http_unless(mode in ("r", "rb", "rt"), path)
         fetched = _fetch(os.fspath(path))
         return fetched if "b" in mode else TextIOWrapper(fetched, encoding=encoding, newline=newline)
@@ -76,7 +84,7 @@ def exists(path: AnyPath) -> bool:
     """True when there is a file or folder at ``path``."""
     if not is_remote(path):
         return os.path.exists(_local(path))
-    if _is_http(path):
+    if is_web(path):
         try:
             urlopen(Request(os.fspath(path), method="HEAD"), timeout=_HTTP_SECONDS).close()
         except HTTPError as error:
@@ -91,7 +99,7 @@ def is_dir(path: AnyPath) -> bool:
     """True when there is a folder at ``path``."""
     if not is_remote(path):
         return os.path.isdir(_local(path))
-    if _is_http(path):
+    if is_web(path):
         return False
     system, target = _file_system(path)
     return bool(system.isdir(target))
@@ -128,7 +136,8 @@ def atomic_write(path: AnyPath, storage_options: Mapping[str, Any] | None = None
 
     Until then, and after an exception, ``path`` is what it was. The bytes go to a hidden file in the same folder, so
     that the last step is a rename, which a crash cannot leave half done. For a remote path they go to a local
-    temporary file, and are uploaded when the block ends; object stores show an object only once it is complete.
+    temporary file, and are uploaded when the block ends; object stores show an object only once it is complete. The
+    first time that a process writes to a folder, it clears what killed ones have left there.
 
     Args:
         path: The file to write; the folder must be there.
@@ -149,6 +158,10 @@ def atomic_write(path: AnyPath, storage_options: Mapping[str, Any] | None = None
         raise TypeError(f"storage_options={storage_options!r} mean nothing for the local path {os.fspath(path)!r}.")
     local = _local(path)
     folder = os.path.dirname(local) or "."
+    if (place := (os.getpid(), os.path.abspath(folder))) not in _tidied:
+        _tidied.add(place)
+        with suppress(OSError):
+            remove_stale(folder)
     temporary = os.path.join(folder, _temporary_name(os.path.basename(local)))
     # O_EXCL: never a file that someone else is writing. 0o666: the umask decides, as for any file the user makes.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -163,6 +176,36 @@ def atomic_write(path: AnyPath, storage_options: Mapping[str, Any] | None = None
         with suppress(OSError):  # the error under way says more
             os.unlink(temporary)
         raise
+    _sync_folder(folder)
+
+
+def replace_link(target: str, link: str) -> None:
+    """Make ``link`` another name of what is at ``target``; it is never missing in between, and lasts a power cut.
+
+    A hard link, which stays good when ``target`` is removed; for a folder, or where there are none, a symbolic one.
+
+    Args:
+        target: A local file or folder.
+        link: Where the name is to be; a file or link that is there is replaced.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``target``, or no folder for ``link``.
+        MisconfigurationError: One of them is remote.
+    """
+    if remote := [path for path in (target, link) if is_remote(path)]:
+        raise MisconfigurationError(f"{remote[0]!r} cannot be linked: only local files can. Save the file once more.")
+    source, name = os.path.realpath(_local(target), strict=True), _local(link)
+    folder = os.path.dirname(name) or "."
+    temporary = os.path.join(folder, _temporary_name(os.path.basename(name)))
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            os.symlink(os.path.relpath(source, os.path.realpath(folder)), temporary)
+        os.replace(temporary, name)
+    finally:  # a rename does nothing when both already are names of one file
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
     _sync_folder(folder)
 
 
@@ -190,17 +233,13 @@ def free_bytes(path: AnyPath) -> int | None:
     if is_remote(path):
         return None
     folder = os.path.abspath(_local(path))
-    while not os.path.isdir(folder):
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
     return shutil.disk_usage(folder).free
 
 
 def _local(path: AnyPath) -> str:
     return os.fspath(path).removeprefix(_FILE_URL)
-
-
-def _is_http(path: AnyPath) -> bool:
-    return os.fspath(path).lower().startswith(("http://", "https://"))
 
 
 def _refuse_http_unless(allowed: bool, path: AnyPath) -> None:
@@ -213,7 +252,7 @@ def _refuse_http_unless(allowed: bool, path: AnyPath) -> None:
 
 def _file_system(path: AnyPath, options: Mapping[str, Any] | None = None) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path inside it."""
-    _refuse_http_unless(not _is_http(path), path)
+    _refuse_http_unless(not is_web(path), path)
     text = os.fspath(path)
     system, target = require("fsspec", f"The path {text!r}").url_to_fs(text, **(options or {}))
     system.invalidate_cache()  # other processes write there too
