@@ -292,3 +292,12 @@ def test_slurm_is_asked_to_run_the_job_again(monkeypatch, capfd):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     assert exit_code(lambda: fit(Model(signal.SIGUSR1, "step")))[0] == 138
     assert Path("asked").read_text() == "requeue 12_3\n"
+
+
+def test_a_job_that_slurm_runs_again_goes_on_by_itself(monkeypatch, whole):
+    assert exit_code(lambda: fit(Model(signal.SIGUSR1, "step")))[0] == 138
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    resumed = fit(Model())
+    assert resumed.trainer.ckpt_path == f"{Path.cwd()}/kept/preempt.ckpt"
+    assert all(torch.equal(resumed.state_dict()[name], weight) for name, weight in whole.items())

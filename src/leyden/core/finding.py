@@ -32,7 +32,8 @@ def find_checkpoint(
 
     ``"auto"`` and ``"last"`` take the newest by the time of writing, which is what the user did last: after going back
     to an earlier checkpoint the newer files are those with the smaller step. Of several files of one time the last by
-    name counts as newest. Damaged files are passed over with a warning that names each.
+    name counts as newest. Damaged files are passed over with a warning that names each. A job that SLURM runs again
+    goes on as with ``"auto"`` where its script says nothing.
 
     Args:
         trainer: Whose callbacks, loggers and folders to look at.
@@ -46,7 +47,9 @@ def find_checkpoint(
         CheckpointError: All that it could stand for are damaged.
     """
     if path is None:
-        return None
+        if method != "fit" or not _was_requeued():
+            return None
+        path = "auto"
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
             f"trainer.{method}(ckpt_path={path!r}) is not a path. Give a file's path, 'best' or 'last'; None is no "
@@ -69,6 +72,11 @@ def find_checkpoint(
     if path == "registry" or path.startswith("registry:"):
         raise NotBuiltError(f"ckpt_path={path!r}", "Give the file's path.")
     return path
+
+
+def _was_requeued() -> bool:
+    """True in a job that SLURM runs for another time."""
+    return "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def best_checkpoint(trainer: Trainer) -> str:
