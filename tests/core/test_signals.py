@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -300,4 +301,16 @@ def test_a_job_that_slurm_runs_again_goes_on_by_itself(monkeypatch, whole):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     resumed = fit(Model())
     assert resumed.trainer.ckpt_path == f"{Path.cwd()}/kept/preempt.ckpt"
+    assert all(torch.equal(resumed.state_dict()[name], weight) for name, weight in whole.items())
+
+
+def test_in_a_notebook_ctrl_c_ends_training_and_the_next_cell_runs(monkeypatch, whole):
+    class ZMQInteractiveShell:  # what IPython's kernels run
+        pass
+
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=ZMQInteractiveShell))
+    stopped = fit(Model(signal.SIGINT, "step"))
+    assert stopped.trainer.global_step == 8
+    assert str(stopped.trainer.state.status) == "interrupted"
+    resumed = fit(Model(), path="kept/preempt.ckpt")
     assert all(torch.equal(resumed.state_dict()[name], weight) for name, weight in whole.items())

@@ -40,9 +40,9 @@ def written(sealed):
     if not sealed:
         torch.save(checkpoint(), file)
     else:
-        with SealedFile(file) as wrapper:
-            torch.save(checkpoint(), wrapper)
-            wrapper.seal()
+        wrapper = SealedFile(file)
+        torch.save(checkpoint(), wrapper)
+        wrapper.seal()
     return file.getvalue()
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_file_is_never_unpickled(tmp_path):
     draw = random.Random(5)
     for _ in range(50):
         path.write_bytes(flipped(whole, start + draw.randrange(1000), draw.randrange(8)))
-        with pytest.raises(CheckpointError, match="its SHA-256 is not the one"):
+        with pytest.raises(CheckpointError, match="is damaged: its"):
             checkpoints.load_checkpoint(path, weights_only=False)
 
 
@@ -162,9 +162,9 @@ def test_the_error_names_the_newest_good_checkpoint_beside_it(tmp_path):
         (tmp_path / f"{name}.ckpt").write_bytes(flipped(whole, 5000, 3))
     with pytest.raises(CheckpointError, match=r"d\.ckpt is damaged.* good one beside it is .*b\.ckpt\.$"):
         checkpoints.load_checkpoint(tmp_path / "d.ckpt")
-    with pytest.raises(CheckpointError, match=r"sealed with\.$"):
+    with pytest.raises(CheckpointError, match=r"(sealed with|was written)\.$"):
         verify_checkpoint(tmp_path / "d.ckpt")
     for name in ("a", "b"):
         (tmp_path / f"{name}.ckpt").unlink()
-    with pytest.raises(CheckpointError, match=r"sealed with\.$"):
+    with pytest.raises(CheckpointError, match=r"(sealed with|was written)\.$"):
         checkpoints.load_checkpoint(tmp_path / "d.ckpt")

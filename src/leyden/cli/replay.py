@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
-import sys
 from typing import Any
 
 import torch
 
+from leyden.cli.target import find_target
 from leyden.core.bundle import read
 from leyden.core.finite import Outputs, RngState, losses_in
 from leyden.core.lifecycle import prepare
@@ -17,7 +14,7 @@ from leyden.core.module import LightningModule
 from leyden.core.state import Fn, Stage
 from leyden.fabric.accelerators import available_accelerators
 from leyden.trainer import Trainer
-from leyden.utils.errors import MisconfigurationError, nearest
+from leyden.utils.errors import MisconfigurationError
 from leyden.utils.seed import set_rng_state
 from leyden.utils.table import draw_table
 
@@ -69,41 +66,15 @@ def run_replay(path: str, model: str | None, accelerator: str = "auto") -> int:
 
 
 def find_class(spec: str) -> Any:
-    """The class that ``train.py:Net`` or ``package.module:Net`` means.
+    """The LightningModule class that ``train.py:Net`` or ``package.module:Net`` means.
 
     Raises:
         MisconfigurationError: There is no such file, module or class, or it is no LightningModule.
     """
-    source, _, name = spec.rpartition(":")
-    if not source or not name:
-        raise MisconfigurationError(f"--model {spec} is not of the form train.py:Net or package.module:Net.")
-    sys.path.insert(0, os.path.dirname(os.path.abspath(source)) if source.endswith(".py") else os.getcwd())
-    try:
-        found: Any = _module_of_file(source) if source.endswith(".py") else importlib.import_module(source)
-    except (ImportError, FileNotFoundError) as error:
-        raise MisconfigurationError(f"--model {spec}: {error}") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            there = [n for n, value in vars(found).items() if isinstance(value, type)]
-            raise MisconfigurationError(f"--model {spec}: there is no {part} in {source}.{nearest(part, there)}")
-        found = getattr(found, part)
+    found = find_target(spec, "--model")
     if not (isinstance(found, type) and issubclass(found, LightningModule)):
         raise MisconfigurationError(f"--model {spec} is not a LightningModule class.")
     return found
-
-
-def _module_of_file(path: str) -> Any:
-    """The script at ``path`` as a module, not as ``__main__``: what is under ``if __name__`` does not run."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file {path}")
-    name = os.path.splitext(os.path.basename(path))[0]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class _Found(Exception):

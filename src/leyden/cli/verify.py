@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -14,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from leyden.cli.target import find_target
 from leyden.core.datamodule import LightningDataModule
 from leyden.core.module import LightningModule
 from leyden.trainer import Trainer
 from leyden.trial import Given, Record, Task, run_trial
 from leyden.trial_process import SAID, VerificationError, wait_for
-from leyden.utils.errors import MisconfigurationError, nearest
+from leyden.utils.errors import MisconfigurationError
 from leyden.utils.seed import seed_everything
 from leyden.verify import verify_by
 
@@ -134,7 +133,7 @@ def _given(target: str, data: str | None) -> Given:
 
 def _made(spec: str, argument: str) -> Any:
     """What ``spec`` names, or what comes of calling it where it is a class or a function."""
-    found = _find(spec, argument)
+    found = find_target(spec, argument)
     if isinstance(found, LightningModule | LightningDataModule) or not callable(found):
         return found
     try:
@@ -145,38 +144,3 @@ def _made(spec: str, argument: str) -> Any:
                 f"{argument} {spec} cannot be called without arguments: {error}. Name a function that returns it."
             ) from error
         raise
-
-
-def _find(spec: str, argument: str) -> Any:
-    """The object that ``train.py:name`` or ``package.module:name`` means."""
-    source, _, name = spec.rpartition(":")
-    if not source or not name:
-        raise MisconfigurationError(f"{argument} {spec} is not of the form train.py:Net or package.module:Net.")
-    is_file = source.endswith(".py")
-    sys.path.insert(0, os.path.dirname(os.path.abspath(source)) if is_file else os.getcwd())
-    try:
-        found: Any = _module_of_file(source) if is_file else importlib.import_module(source)
-    except (ImportError, FileNotFoundError) as error:
-        raise MisconfigurationError(f"{argument} {spec}: {error}.") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            there = [one for one in dir(found) if not one.startswith("_")]
-            raise MisconfigurationError(f"{argument} {spec}: there is no {part} in {source}.{nearest(part, there)}")
-        found = getattr(found, part)
-    return found
-
-
-def _module_of_file(path: str) -> Any:
-    """The script at ``path`` as a module, not as ``__main__``: what is under ``if __name__`` does not run."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file {path}")
-    name = os.path.splitext(os.path.basename(path))[0]
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == os.path.abspath(path):
-        return sys.modules[name]  # --data names the same file
-    spec = importlib.util.spec_from_file_location(name, os.path.abspath(path))
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module

@@ -41,7 +41,7 @@ _NEIGHBOURS = 5  # the newest that are looked at for a good one; each is read wh
 class CheckpointIO:
     """How checkpoints get to disk and back: each is one file of ``torch.save``, local or remote, and sealed.
 
-    The seal is a SHA-256 in the comment of the zip file that torch writes, so any reader of such files takes it. Beside
+    The seal is in the comment of the zip file that torch writes, so any reader of such files takes it. Beside
     a remote checkpoint goes a second file, ``<name>.sha256``, once the first is there; without it the checkpoint is
     refused.
 
@@ -70,9 +70,13 @@ class CheckpointIO:
         try:
             if not is_remote(path):
                 make_dirs(os.path.dirname(path))
-            with atomic_write(path, storage_options) as file, _sealing.SealedFile(file) as sealed:
+            with atomic_write(path, storage_options) as file:
+                sealed = _sealing.SealedFile(file)
                 torch.save(checkpoint, cast(IO[bytes], sealed))
-                digest = sealed.seal()
+                sealed.seal()
+                if is_remote(path):
+                    file.seek(0)
+                    digest = _sealing.sha256_of(file)
             if is_remote(path):
                 with atomic_write(path + MARK, storage_options) as file:
                     file.write(f"{digest}  {path.rpartition('/')[2]}\n".encode())

@@ -1,31 +1,40 @@
-"""The seal of a checkpoint file: a SHA-256 of its bytes, taken as they are written, compared before they are used."""
+"""The seal of a checkpoint file, in which a changed byte is noticed before anything in it is used.
+
+torch.save writes a zip file, and in its directory a CRC-32 of every record. The seal is a SHA-256 of all bytes that are
+not in a record: the directory with those checksums, the headers, the padding. So each byte of the file is covered, at
+the cost of what torch has computed anyway, and the file is sealed without reading the weights again. Where the
+checksums are left out (``torch.serialization.set_crc32_options(False)``) the SHA-256 covers the records too.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import zipfile
-from queue import SimpleQueue
-from threading import Thread
-from types import TracebackType
+import zlib
+from collections.abc import Iterator
 from typing import IO, Any
 
 from leyden.utils.errors import CheckpointError
 
-# torch.save writes a zip file. The last that a zip holds is its end record, whose last two bytes are the length of a
-# comment, which may follow. The seal is that comment, so the file stays one that every reader of zip files takes.
+# The last that a zip holds is its end record, whose last two bytes are the length of a comment, which may follow. The
+# seal is that comment, so the file stays one that every reader of zip files takes.
 _SEAL = b"leyden:1:"
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size * 2
 _END = b"PK\x05\x06"
 _END_BYTES = 22
 _LONGEST_COMMENT = 2**16 - 1
 _ZIP_MAGIC = b"PK\x03\x04"
+_HEADER_BYTES = 30  # of a record, before its name and what else precedes its data
 
-_CHUNK = 2**21  # bytes: each costs the threads a turn at the interpreter; yet what is hashed should still be cached
+_CHUNK = 2**22  # bytes
 
 
 class SealedFile:
-    """A file for ``torch.save`` to write to, which ends in a seal. What it is given is only ever held for ``_CHUNK``s.
+    """A file for ``torch.save`` to write to, which ends in a seal.
+
+    Args:
+        file: Empty, open for writing and reading, seekable.
 
     Attributes:
         error: Why a write failed, for torch does not say.
@@ -34,112 +43,34 @@ class SealedFile:
     def __init__(self, file: IO[bytes]) -> None:
         self.error: OSError | None = None
         self._file = file
-        self._hash = _Hash()
-        self._held = b""  # the last bytes so far, which may turn out to be the end record
-
-    def __enter__(self) -> SealedFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, _: TracebackType | None) -> None:
-        self._hash.end()
 
     def write(self, data: Any) -> int:
-        """Take ``data``, any bytes-like object; it may change once this returns."""
-        view = memoryview(data).cast("B")
-        if len(view) < _END_BYTES:
-            both = self._held + bytes(view)
-            self._pass_on(memoryview(both)[:-_END_BYTES])
-            self._held = both[-_END_BYTES:]
-        else:
-            self._pass_on(memoryview(self._held))
-            self._pass_on(view[:-_END_BYTES])
-            self._held = bytes(view[-_END_BYTES:])
-        return len(view)
+        """Take ``data``, any bytes-like object."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
-        """Nothing to do yet: the end is held back until ``seal``."""
+        """Hand what was written to the system."""
+        self._file.flush()
 
-    def seal(self) -> str:
-        """Write what is left and the seal, once all else is written.
-
-        Returns:
-            The SHA-256 of the whole file, in hexadecimal digits.
-        """
-        if self._held.startswith(_END) and self._held.endswith(b"\0\0"):
-            self._pass_on(memoryview(self._held[:-2] + _SEAL_BYTES.to_bytes(2, "little")))
-            seal = _SEAL + self._hash.end().encode()
-            self._pass_on(memoryview(seal))
-        else:  # not the zip file that torch writes today; the checksums in it are all there is then
-            self._pass_on(memoryview(self._held))
-        self._held = b""
-        return self._hash.end()
-
-    def _pass_on(self, view: memoryview) -> None:
-        for start in range(0, len(view), _CHUNK):  # so that a part is hashed while the one before it is written
-            part = view[start : start + _CHUNK]
-            self._hash.update(part)
-            try:
-                self._file.write(part)
-            except OSError as error:
-                self.error = error
-                raise
-
-
-class _Hash:
-    """A SHA-256 computed by a thread of its own, which takes about as long as writing, so that the two go on at once.
-
-    The bytes are copied into one of a few buffers, for the caller's may change or be freed while they wait.
-    """
-
-    def __init__(self, buffers: int = 3) -> None:
-        self._sum = hashlib.sha256()
-        self._free: SimpleQueue[bytearray] = SimpleQueue()
-        self._full: SimpleQueue[memoryview | None] = SimpleQueue()
-        self._thread: Thread | None = None
-        self._unused = buffers
-        self._buffer = bytearray()
-        self._used = 0
-
-    def update(self, view: memoryview) -> None:
-        """Add bytes; waits when all buffers are full."""
-        while view:
-            if self._used == len(self._buffer):
-                self._hand_over()
-            room = len(self._buffer) - self._used
-            taken = view[:room]
-            self._buffer[self._used : self._used + len(taken)] = taken
-            self._used += len(taken)
-            view = view[room:]
-
-    def end(self) -> str:
-        """The sum of all so far. Ends the thread; the next ``update`` starts another."""
-        if self._thread is not None:
-            self._full.put(None)
-            self._thread.join()
-            self._thread = None
-        self._sum.update(memoryview(self._buffer)[: self._used])
-        self._used = 0
-        return self._sum.hexdigest()
-
-    def _hand_over(self) -> None:
-        """Give the buffer, which is full, to the thread, and take an empty one."""
-        if self._buffer:
-            if self._thread is None:  # most checkpoints of tests and demos end before this
-                self._thread = Thread(target=self._work, name="leyden-seal", daemon=True)
-                self._thread.start()
-            self._full.put(memoryview(self._buffer))
-        if self._unused:
-            self._unused -= 1
-            self._buffer = bytearray(_CHUNK)
-        else:
-            self._buffer = self._free.get()
-        self._used = 0
-
-    def _work(self) -> None:
-        while (full := self._full.get()) is not None:
-            self._sum.update(full)
-            assert isinstance(full.obj, bytearray)
-            self._free.put(full.obj)
+    def seal(self) -> None:
+        """Write the seal, once all else is written."""
+        file = self._file
+        end = file.seek(0, os.SEEK_END) - _END_BYTES
+        file.seek(max(0, end))
+        record = file.read(_END_BYTES)
+        if not (record.startswith(_END) and record.endswith(b"\0\0")):
+            file.seek(0, os.SEEK_END)  # not the zip file that torch writes today; the checksums in it are all there is
+            return
+        file.seek(end + _END_BYTES - 2)
+        self.write(_SEAL_BYTES.to_bytes(2, "little"))
+        self.write(_SEAL + b"0" * (_SEAL_BYTES - len(_SEAL)))  # to be read as a zip file
+        digest = _digest(file, 0, end + _END_BYTES)
+        file.seek(end + _END_BYTES)
+        self.write(_SEAL + digest)
 
 
 def is_sealed(file: IO[bytes]) -> bool:
@@ -161,7 +92,7 @@ def sha256_of(file: IO[bytes], size: int | None = None) -> str:
 
 
 def verify(file: IO[bytes], name: str) -> bool:
-    """Compare the bytes of ``file`` with its seal, or without one with the CRC-32 that torch.save stored per record.
+    """Compare the bytes of ``file`` with its seal and with the CRC-32 that torch.save stored for each record.
 
     torch.load does neither, and would take a flipped bit for a weight. Reads all of ``file`` once, unpickles nothing,
     and leaves it where it stood.
@@ -185,14 +116,78 @@ def verify(file: IO[bytes], name: str) -> bool:
             if not is_zip and not zipfile.is_zipfile(file):
                 return False
             raise CheckpointError(f"{name} is damaged: it was cut short, or its last bytes were changed.")
-        file.seek(start)
-        if comment_bytes != _SEAL_BYTES:
-            _verify_records(file, name)
-        elif tail != _SEAL + sha256_of(file, size - _SEAL_BYTES).encode():
-            raise CheckpointError(f"{name} is damaged: its SHA-256 is not the one that it was sealed with.")
+        try:
+            sealed = comment_bytes == _SEAL_BYTES
+            if sealed and tail != _SEAL + _digest(file, start, start + size - _SEAL_BYTES):
+                raise CheckpointError(f"{name} is damaged: its SHA-256 is not the one that it was sealed with.")
+            wrong = _wrong_record(file, check_headers=not sealed)
+        except CheckpointError:
+            raise
+        except Exception as error:  # zipfile raises a dozen types on bytes that make no sense
+            raise CheckpointError(f"{name} is damaged: {first_line(error)}") from error
+        if wrong is not None:
+            raise CheckpointError(f"{name} is damaged: its record {wrong} is not what was written.")
         return True
     finally:
         file.seek(start)
+
+
+def _digest(file: IO[bytes], start: int, end: int) -> bytes:
+    """The SHA-256 of all between ``start`` and ``end`` that no CRC-32 covers, in hexadecimal digits."""
+    digest, at = hashlib.sha256(), start
+    for _, first, last, _ in sorted(_records(file), key=lambda record: record[1]):
+        if not at <= first <= last <= end:
+            raise ValueError("its records overlap")
+        for part in _parts(file, at, first):
+            digest.update(part)
+        at = last
+    for part in _parts(file, at, end):
+        digest.update(part)
+    return digest.hexdigest().encode()
+
+
+def _records(file: IO[bytes]) -> list[tuple[str, int, int, int]]:
+    """Name, first byte, byte behind the last, and CRC-32 of every record whose data are covered by that."""
+    found = []
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+    if not any(entry.CRC for entry in entries):  # all are 0 where they were not computed
+        return []
+    for entry in entries:
+        file.seek(entry.header_offset)
+        header = file.read(_HEADER_BYTES)
+        if len(header) < _HEADER_BYTES or not header.startswith(_ZIP_MAGIC) or entry.compress_type:
+            raise ValueError(f"the header of its record {entry.filename} makes no sense")
+        behind = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        first = entry.header_offset + _HEADER_BYTES + behind
+        found.append((entry.filename, first, first + entry.compress_size, entry.CRC))
+    return found
+
+
+def _wrong_record(file: IO[bytes], check_headers: bool) -> str | None:
+    """The first record that is not what its CRC-32 says; None for none."""
+    if check_headers:  # which no seal covers: zipfile compares them with the directory
+        with zipfile.ZipFile(file) as archive:
+            has_sums = any(entry.CRC for entry in archive.infolist())
+            return archive.testzip() if has_sums else None
+    for name, first, last, expected in _records(file):
+        found = 0
+        for part in _parts(file, first, last):
+            found = zlib.crc32(part, found)
+        if found != expected:
+            return name
+    return None
+
+
+def _parts(file: IO[bytes], first: int, last: int) -> Iterator[bytes]:
+    """The bytes between ``first`` and ``last``, a few MiB at a time."""
+    file.seek(first)
+    while first < last:
+        part = file.read(min(_CHUNK, last - first))
+        if not part:
+            raise EOFError("it ends too soon")
+        first += len(part)
+        yield part
 
 
 def _end_of(file: IO[bytes], start: int) -> tuple[int, int | None, bytes]:
@@ -209,18 +204,6 @@ def _end_of(file: IO[bytes], start: int) -> tuple[int, int | None, bytes]:
     announced = int.from_bytes(last[end + _END_BYTES - 2 : end + _END_BYTES], "little")
     whole = end >= 0 and len(last) >= end + _END_BYTES and announced == len(comment)
     return size, len(comment) if whole else None, comment
-
-
-def _verify_records(file: IO[bytes], name: str) -> None:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            # All are 0 after torch.serialization.set_crc32_options(False).
-            has_sums = any(record.CRC for record in archive.infolist())
-            wrong = archive.testzip() if has_sums else None
-    except Exception as error:  # zipfile raises a dozen types on bytes that make no sense
-        raise CheckpointError(f"{name} is damaged: {first_line(error)}") from error
-    if wrong is not None:
-        raise CheckpointError(f"{name} is damaged: its record {wrong} is not what was written.")
 
 
 def first_line(error: BaseException) -> str:

@@ -132,7 +132,7 @@ def join(*parts: AnyPath) -> str:
 
 @contextmanager
 def atomic_write(path: AnyPath, storage_options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears at ``path``, whole and synced to disk, when the block ends without exception.
+    """Open a binary file, to write and to read, that appears at ``path``, whole and synced to disk, when the block ends without exception.
 
     Until then, and after an exception, ``path`` is what it was. The bytes go to a hidden file in the same folder, so
     that the last step is a rename, which a crash cannot leave half done. For a remote path they go to a local
@@ -150,7 +150,7 @@ def atomic_write(path: AnyPath, storage_options: Mapping[str, Any] | None = None
         system, target = _file_system(path, storage_options)
         with tempfile.TemporaryDirectory() as folder:
             staged = os.path.join(folder, "staged")
-            with open(staged, "xb") as file:
+            with open(staged, "x+b") as file:
                 yield file
             system.put_file(staged, target)
         return
@@ -164,10 +164,10 @@ def atomic_write(path: AnyPath, storage_options: Mapping[str, Any] | None = None
             remove_stale(folder)
     temporary = os.path.join(folder, _temporary_name(os.path.basename(local)))
     # O_EXCL: never a file that someone else is writing. 0o666: the umask decides, as for any file the user makes.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     descriptor = os.open(temporary, flags, 0o666)
     try:
-        with open(descriptor, "wb") as file:
+        with open(descriptor, "w+b") as file:
             yield file
             file.flush()
             _sync(file.fileno())
