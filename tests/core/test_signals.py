@@ -109,6 +109,22 @@ def in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def with_the_systems_handlers():
+    """Under nohup and the like a process begins with signals that are ignored, and stays so."""
+    defaults = dict.fromkeys(SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert fit(Model(signal.SIGHUP, "step"), max_epochs=2).trainer.global_step == 10
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     before = Path.cwd()

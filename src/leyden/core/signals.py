@@ -102,8 +102,9 @@ class Listening:
         while not self._over.wait(_PERIOD):
             if time.monotonic() >= until:
                 _give_up(number, self._grace)
-            self._asks_again = True
-            signal.pthread_kill(main, number)  # type: ignore[arg-type]
+            if main is not None and hasattr(signal, "pthread_kill"):  # not on Windows
+                self._asks_again = True
+                signal.pthread_kill(main, number)
 
 
 def stop(run: Run) -> None:
