@@ -24,8 +24,8 @@ lint: .venv/.dev ## format, lint and types alone
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-bench: .venv/.dev ## time a training step against the loop written by hand
-	$(BIN)/python benchmarks/steps.py
+bench: .venv/.dev ## time everything against the loops written by hand (some minutes)
+	$(BIN)/python benchmarks/run.py
 
 clean: ## remove caches and builds; .venv stays
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache lightning_logs

@@ -37,7 +37,7 @@ LIGHTNINGS = (
     "barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir enable_autolog_hparams "
     "model_registry suggest_integrations"
 )
-OURS = ["on_nonfinite_loss", "warnings", "preempt_grace"]
+OURS = ["on_nonfinite_loss", "warnings", "preempt_grace", "fast_paths", "compile"]
 
 
 class ClusterEnvironment:
@@ -150,6 +150,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"barebones": True, "profiler": "simple"}, ValueError, "profiler='simple'"),
     ({"detect_anomaly": "True"}, TypeError, "True or False"),
     ({"barebones": 1}, TypeError, "True or False"),
+    ({"fast_paths": 1}, TypeError, "True or False"),
+    ({"compile": "stpe"}, ValueError, "Did you mean 'step'"),
+    ({"compile": True}, TypeError, "does not say what"),
     ({"barebones": True, "logger": True}, ValueError, "logger=True"),
     ({"barebones": True, "enable_checkpointing": True}, ValueError, "enable_checkpointing=True"),
     ({"barebones": True, "enable_progress_bar": True}, ValueError, "enable_progress_bar=True"),

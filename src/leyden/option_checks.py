@@ -206,6 +206,22 @@ def one_of(*names: str) -> Check:
     return check
 
 
+def compilation(name: str, value: Any) -> str | None:
+    """What to compile; False is None."""
+    if value is False:
+        return None
+    if value is True:
+        raise TypeError(f"{name}=True does not say what to compile. {_TO_COMPILE}")
+    mode: str = one_of("model", "step", "auto")(name, value)
+    return mode
+
+
+_TO_COMPILE = (
+    "Choose 'model' (forward and loss), 'step' (the optimizer's part too) or 'auto' (whichever of them or the step as "
+    "it is turns out to be fastest)."
+)
+
+
 def flag_or_warn(name: str, value: Any) -> bool | str:
     """``deterministic``: True, False or ``"warn"``."""
     if isinstance(value, bool):
@@ -480,4 +496,6 @@ CHECKS: dict[str, Check] = {
     "on_nonfinite_loss": one_of("stop", "ignore"),
     "warnings": optional(warning_actions),
     "preempt_grace": seconds,
+    "fast_paths": flag,
+    "compile": optional(compilation),
 }

@@ -120,6 +120,13 @@ class TrainerOptions:
         preempt_grace: Seconds that the batch in work may take to end once SIGTERM, SIGINT, SIGUSR1 or SIGHUP asks the
             process to stop. Then training is saved as ``preempt.ckpt`` beside the other checkpoints, and the process
             ends with 128 and the signal's number; with nothing saved, if the batch takes longer.
+        fast_paths: Take the shorter ways to the same numbers, where they are known to be the same to the last bit: a
+            step of torch's SGD, Adam and AdamW by torch's kernels without the Python around them, and batches gathered
+            from data in memory. False goes the usual ways, to measure or to look for a mistake.
+        compile: Compile the training step by ``torch.compile``: ``"model"`` (forward and loss), ``"step"`` (backward,
+            clipping and the optimizer's step too, as one graph), or ``"auto"``, which measures a few steps and takes
+            what is fastest. What cannot be compiled runs as it is, and a warning says why. Results are the same but
+            for rounding. None or False compiles nothing.
     """
 
     accelerator: str | Accelerator = "auto"
@@ -167,6 +174,8 @@ class TrainerOptions:
     on_nonfinite_loss: Literal["stop", "ignore"] = "stop"
     warnings: dict[str, str] | None = None
     preempt_grace: float = 25.0
+    fast_paths: bool = True
+    compile: Literal["model", "step", "auto"] | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -33,9 +33,7 @@ from leyden.core.saving import settle, write
 from leyden.core.state import Fn, RunState, SaveRequest, Status
 from leyden.core.types import FormerOfFit, FormerOfPredict, FormerOfTest, FormerOfValidate, Unpack
 from leyden.fabric.resolve import resolve_hardware
-from leyden.loggers.csv import CSVLogger
 from leyden.loggers.logger import DummyLogger, Logger
-from leyden.loggers.tensorboard import TensorBoardLogger
 from leyden.option_checks import check_argument
 from leyden.options import TrainerOptions
 from leyden.utils.errors import MisconfigurationError, forget_warnings, warn
@@ -55,7 +53,9 @@ P = ParamSpec("P")
 _finding = LazyModule("leyden.core.finding")
 _profilers = LazyModule("leyden.profilers.profiler")
 _profiling = LazyModule("leyden.core.profiling")
+_csv = LazyModule("leyden.loggers.csv")
 _plan = LazyModule("leyden.plan")
+_tensorboard = LazyModule("leyden.loggers.tensorboard")
 _signals = LazyModule("leyden.core.signals")
 _verify = LazyModule("leyden.verify")
 _legacy = LazyModule("leyden.legacy")
@@ -127,8 +127,8 @@ class Trainer(RunViews):
             return [logger]
         if logger is None or logger is True:
             if installed("tensorboard"):
-                return [TensorBoardLogger(self.default_root_dir)]
-            return [CSVLogger(self.default_root_dir)]
+                return [_tensorboard.TensorBoardLogger(self.default_root_dir)]
+            return [_csv.CSVLogger(self.default_root_dir)]
         return list(logger) if logger else []
 
     def _make_callbacks(self) -> list[Callback]:

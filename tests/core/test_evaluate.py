@@ -116,6 +116,17 @@ def test_predictions_may_be_nested_and_keep_no_graph():
     assert not found["y"][0].requires_grad
 
 
+def test_a_prediction_that_is_a_tensor_with_a_graph_keeps_none():
+    class Model(Plain):
+        def predict_step(self, batch, batch_idx):
+            return self.layer.weight
+
+    model = Model()
+    [found] = bare(inference_mode=False).predict(model, ones(1))
+    assert type(found) is torch.Tensor and not found.requires_grad
+    assert torch.equal(found, model.layer.weight)
+
+
 def test_predictions_are_not_kept_if_nobody_wants_them():
     heard = []
 

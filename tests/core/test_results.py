@@ -309,6 +309,43 @@ def test_a_batch_without_tensors_needs_a_batch_size_to_be_given():
     assert validate(lambda m, batch, i: m.log("v", 1.0, reduce_fx="sum"), [["a", "b"]]) == [{"v": 1.0}]
 
 
+@pytest.mark.parametrize("empty", [[], {}, ()])
+def test_an_empty_batch_needs_a_batch_size_to_be_given_too(empty):
+    with pytest.raises(MisconfigurationError, match=r"holds no tensor to take it from. Pass it: self.log\('v', value"):
+        validate(lambda m, batch, i: m.log("v", 1.0), [empty])
+
+
+def test_a_number_and_a_tensor_may_be_mixed_under_one_name():
+    def said(m, batch, i):
+        value = (2.0, torch.tensor(1.0), 3.0)[i]
+        m.log("mean", value)
+        for reduction in ("sum", "min", "max"):
+            m.log(reduction, value, reduce_fx=reduction)
+
+    assert validate(said, tiny_loader(3)) == [{"mean": 2.0, "sum": 6.0, "min": 1.0, "max": 3.0}]
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda x: x,
+        lambda x: [x, "a"],
+        lambda x: (x, "a"),
+        lambda x: {"x": x},
+        lambda x: {"name": "a", "x": [x]},
+        lambda x: [[x]],
+    ],
+)
+def test_each_batch_weighs_as_much_as_its_samples_wherever_they_are_in_it(around):
+    loader = [around(torch.zeros(samples, 2)) for samples in (3, 1)]
+    assert validate(lambda m, batch, i: m.log("v", float(i)), loader) == [{"v": 0.25}]
+
+
+def test_a_scalar_before_the_samples_is_passed_over():
+    loader = [(torch.zeros(()), torch.zeros(samples)) for samples in (3, 1)]
+    assert validate(lambda m, batch, i: m.log("v", float(i)), loader) == [{"v": 0.25}]
+
+
 @pytest.mark.parametrize(
     ("reduce_fx", "expected"),
     [("sum", 6.0), (torch.sum, 6.0), (sum, 6.0), ("min", 1.0), (torch.min, 1.0), (min, 1.0), ("max", 3.0), (max, 3.0)],
@@ -847,6 +884,53 @@ def test_between_flushes_no_value_leaves_the_device():
         trainer.fit(model, tiny_loader(12))
     flushes = [later - earlier for earlier, later in pairwise(counts)]
     assert [flush > 0 for flush in flushes] == [batch in (3, 7) for batch in range(11)]
+
+
+def test_without_a_logger_no_value_leaves_the_device_at_all():
+    waited = []
+
+    def said(m, batch, i):
+        waited.append(scalars.count + lists.count)
+        m.log("loss", m.loss(batch), prog_bar=True, on_epoch=True)
+
+    trainer = trainer_with(log_every_n_steps=1, on_nonfinite_loss="ignore")
+    with Scalars() as scalars, Lists() as lists:
+        trainer.fit(Steps(said), tiny_loader(4))
+    assert waited == waited[:1] * 4
+
+
+class Operators(TorchDispatchMode):
+    """Notes which operators of torch run."""
+
+    def __init__(self):
+        super().__init__()
+        self.ran = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ran.append(func.name())
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("options", "operators"),
+    [
+        ({}, ["aten::detach"]),
+        ({"on_epoch": True}, ["aten::detach", "aten::add_.Tensor"]),
+        ({"on_epoch": True, "reduce_fx": "sum"}, ["aten::detach", "aten::add.Tensor"]),
+        ({"on_epoch": True, "reduce_fx": "max"}, ["aten::detach", "aten::maximum"]),
+    ],
+)
+def test_after_the_first_time_a_value_costs_one_operator_and_one_more_by_epoch(options, operators):
+    ran = []
+
+    def said(m, batch, i):
+        loss = m.loss(batch)
+        with Operators() as mode:
+            m.log("loss", loss, **options)
+        ran.append(mode.ran)
+
+    fit(said)
+    assert ran[1:] == [operators] * 3
 
 
 # Across a checkpoint.

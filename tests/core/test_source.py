@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 
 from leyden.core.callback import Callback
+from leyden.core.former_code import check_former_code
 from leyden.core.module import LightningModule
-from leyden.core.source import called_names, log_calls, logged_names, mentions, user_classes
+from leyden.core.source import (
+    called_names,
+    forgets_return,
+    functions,
+    log_calls,
+    logged_names,
+    mentions,
+    parameter_names,
+    parameters,
+    user_classes,
+    words,
+)
 
 
 class Plain(LightningModule):
@@ -166,3 +183,114 @@ def test_classes_of_torch_and_of_ours_are_not_the_users():
         pass
 
     assert user_classes(Derived()) == [Derived, Plain]
+
+
+def test_a_function_mentions_what_the_functions_inside_it_do():
+    def outer(self: Any) -> Any:
+        def inner() -> Any:
+            return self.log("name", 1.0, on_step=True, **{"more": [each.other for each in self]})
+
+        return inner
+
+    assert {"log", "other"} <= words(outer).names
+    assert {"name", "on_step", "more"} <= words(outer).strings
+
+
+def test_a_class_without_a_former_name_is_not_parsed(monkeypatch: pytest.MonkeyPatch):
+    class Fresh(LightningModule):
+        def training_step(self, batch: Any) -> Any:
+            return batch.sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("source was parsed")
+
+    monkeypatch.setattr(ast, "parse", refuse)
+    module = Fresh()
+    check_former_code([(module, LightningModule)])
+    assert not forgets_return(module, "training_step")
+    assert not list(log_calls(Fresh))
+
+
+def test_classes_that_a_function_makes_are_parsed_once(monkeypatch: pytest.MonkeyPatch):
+    def make() -> type[LightningModule]:
+        class Made(LightningModule):
+            def on_train_epoch_end(self) -> None:
+                self.log("made", 1.0)
+
+        return Made
+
+    parsed: list[str] = []
+    parse = ast.parse
+    monkeypatch.setattr(ast, "parse", lambda text: parsed.append(text) or parse(text))
+    found = [list(log_calls(make())) for _ in range(3)]
+    assert found == [[("on_train_epoch_end", False)]] * 3
+    assert len(parsed) == 1
+
+
+class Returns:
+    def nothing(self, x: Any) -> Any:
+        print(x)
+
+    def constant(self, x: Any) -> Any:
+        print(x)
+        return 1
+
+    def sometimes(self, x: Any) -> Any:
+        if x:
+            return print(x)
+
+    def within(self, x: Any) -> Any:
+        with x:
+            print(x)
+
+    def yields(self, x: Any) -> Any:
+        yield print(x)
+
+    def raises(self, x: Any) -> Any:
+        raise ValueError(str(x))
+
+
+def test_only_what_never_returns_anything_forgets_it():
+    assert [name for name in functions(Returns) if forgets_return(Returns(), name)] == ["nothing", "within"]
+
+
+def _signatures() -> list[Callable[..., Any]]:
+    parts = ["a, /, ", "b, ", "c=1, ", "*args, ", "*, ", "d, ", "e=1, ", "**more"]
+    found = []
+    for chosen in itertools.chain.from_iterable(itertools.combinations(parts, count) for count in range(6)):
+        names: dict[str, Any] = {}
+        try:
+            exec(f"def f(self, {''.join(chosen)}): pass", names)
+        except SyntaxError:
+            continue
+        found.append(names["f"])
+    return found
+
+
+@pytest.mark.parametrize("arguments", range(5))
+def test_parameters_take_the_calls_that_the_signature_takes(arguments: int):
+    functions = _signatures()
+    assert len(functions) > 60
+    for function in functions:
+        method = function.__get__(object())
+        known, signature = parameters(method), inspect.signature(method)
+        assert known is not None and parameter_names(method) == list(signature.parameters)
+        for given in ((), ("b",), ("c",), ("d",), ("b", "d"), ("d", "e"), ("other",)):
+            try:
+                signature.bind(*[None] * arguments, **dict.fromkeys(given))
+                takes = True
+            except TypeError:
+                takes = False
+            assert known.take(arguments, given) == takes, (str(signature), arguments, given)
+
+
+def test_parameters_of_what_is_decorated_are_left_to_inspect():
+    @functools.wraps(Returns.nothing)
+    def wrapper(*args: Any) -> None: ...
+
+    assert parameters(wrapper) is None
+    assert parameters(functools.partial(print)) is None
+    assert parameter_names(wrapper) == ["self", "x"]

@@ -19,8 +19,21 @@ from models import TinyModel, ready_loader
 
 FRAMES, FILES = 6, 2
 CALLS_OF_A_STEP = 20
-CALLS_OF_A_LOG = 10
+CALLS_OF_A_LOG = 2
 STEPS = 10
+
+# What is added to a step, or a batch, by each thing more. These are measured numbers: lower them when they fall.
+CALLS_OF_A_METRIC = 2
+CALLS_OF_AN_EPOCH_METRIC = 3
+CALLS_OF_A_CALLBACK_HOOK = 0
+CALLS_OF_A_VALIDATION_BATCH = 8
+CALLS_OF_A_PREDICT_BATCH = 6
+OPERATORS_OF_A_STEP = -22  # than the loop written by hand
+OPERATORS_OF_A_METRIC = 1
+OPERATORS_OF_AN_EPOCH_METRIC = 2
+OPERATORS_OF_A_VALIDATION_BATCH = 1
+OPERATORS_OF_A_PREDICT_BATCH = 0
+BATCHES, SETTLED = 24, 18  # the check of the loss looks more closely at the first 16
 
 
 def train(model: TinyModel, **options: Any) -> None:
@@ -29,53 +42,97 @@ def train(model: TinyModel, **options: Any) -> None:
     Trainer(max_epochs=1, accelerator="cpu", devices=1, **bare | options).fit(model, ready_loader(STEPS))
 
 
-class CountingModel(TinyModel):
-    """Counts our Python calls from the start of one ``training_step`` to the start of the next.
+class Windows:
+    """Counts things by name, between one call of ``mark`` and the next."""
 
-    Attributes:
-        windows: One count for each pair of steps, by function.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self) -> None:
+        super().__init__()
         self.windows: list[Counter[str]] = []
-        self.started = 0
 
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+    def mark(self) -> None:
+        self.windows.append(Counter())
+
+    def note(self, name: str) -> None:
+        if self.windows:
+            self.windows[-1][name] += 1
+
+    def settled(self) -> Counter[str]:
+        """What a window holds once all are alike; the last one of all holds the end of the run too."""
+        late = self.windows[SETTLED:-1]
+        assert len(late) == BATCHES - SETTLED - 1
+        assert all(window == late[0] for window in late), late
+        return late[0]
+
+
+class Calls(Windows):
+    """Python calls of functions of ours, while its ``with`` block runs."""
+
+    def __enter__(self) -> Calls:
+        sys.setprofile(self._count)
+        return self
+
+    def __exit__(self, *error: object) -> None:
         sys.setprofile(None)
-        self.started += 1
-        loss = self.loss(batch)
-        if self.started < STEPS:  # what ends the epoch belongs to no step
-            self.windows.append(Counter())
-            sys.setprofile(self.count)
-        return self.logged(loss)
 
-    def logged(self, loss: torch.Tensor) -> torch.Tensor:
-        return loss
-
-    def count(self, frame: FrameType, event: str, argument: object) -> None:
-        """Count calls, and generators that go on, in our modules and in code that they made."""
+    def _count(self, frame: FrameType, event: str, argument: object) -> None:
         module = frame.f_globals.get("__name__", "")
         if event == "call" and (module == "leyden" or module.startswith("leyden.")):
-            self.windows[-1][f"{module}.{frame.f_code.co_name}"] += 1
+            self.note(f"{module}.{frame.f_code.co_name}")
 
 
-class LoggingModel(CountingModel):
-    def logged(self, loss: torch.Tensor) -> torch.Tensor:
-        self.log("train_loss", loss)
+class Operators(Windows, TorchDispatchMode):
+    """torch's operators, those of backward and of the optimizer too, while its ``with`` block runs."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.name().startswith("profiler::"):  # marks that torch's own Python sets, and computes nothing
+            self.note(func.name())
+        return func(*args, **kwargs or {})
+
+
+class MarkedModel(TinyModel):
+    """Marks the start of every step of training, and logs so many values there."""
+
+    def __init__(self, windows: Windows, metrics: int = 0, **options: Any) -> None:
+        super().__init__("adam")
+        self.windows, self.names, self.options = windows, [f"metric_{index}" for index in range(metrics)], options
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.windows.mark()
+        loss = self.loss(batch)
+        for name in self.names:
+            self.log(name, loss, **self.options)
         return loss
 
 
-def calls_of_a_step(model: CountingModel, **options: Any) -> Counter[str]:
-    """What one step calls once it has settled: the first may prepare, all later ones must be the same."""
-    try:
-        train(model, **options)
-    finally:
-        sys.setprofile(None)
-    settled = model.windows[2:]
-    assert len(settled) == STEPS - 3
-    assert all(window == settled[0] for window in settled)
-    return settled[0]
+class MarkedEvaluation(MarkedModel):
+    """Marks the start of every step of validation, which logs one value, and of prediction."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.windows.mark()
+        self.log("val_loss", self.loss(batch))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.windows.mark()
+        return self(batch[0])
+
+
+def quiet_trainer(callbacks: list[Callback] | None = None) -> Trainer:
+    bare = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(max_epochs=1, accelerator="cpu", devices=1, callbacks=callbacks, **bare)
+
+
+def in_a_step(kind: type[Any], metrics: int = 0, callbacks: list[Callback] | None = None, **options: Any) -> Any:
+    """What ``kind`` counts from the start of one training step to the start of the next."""
+    with kind() as windows:
+        quiet_trainer(callbacks).fit(MarkedModel(windows, metrics, **options), ready_loader(BATCHES))
+    return windows.settled()
+
+
+def in_a_batch(kind: type[Any], method: str) -> Any:
+    """What ``kind`` counts for a batch of ``Trainer.validate`` or ``Trainer.predict``."""
+    with kind() as windows:
+        getattr(quiet_trainer(), method)(MarkedEvaluation(windows), ready_loader(BATCHES))
+    return windows.settled()
 
 
 def test_few_frames_lie_between_fit_and_training_step():
@@ -95,13 +152,13 @@ def test_few_frames_lie_between_fit_and_training_step():
 
 
 def test_a_step_with_nothing_attached_calls_little_of_ours():
-    calls = calls_of_a_step(CountingModel())
+    calls = in_a_step(Calls)
     print(f"{calls.total()} calls: {dict(calls)}")
     assert 0 < calls.total() <= CALLS_OF_A_STEP, f"{calls.total()} are more than {CALLS_OF_A_STEP}: {dict(calls)}"
 
 
 def test_one_logged_value_adds_few_calls():
-    added = calls_of_a_step(LoggingModel()) - calls_of_a_step(CountingModel())
+    added = in_a_step(Calls, 1) - in_a_step(Calls)
     print(f"{added.total()} calls: {dict(added)}")
     assert 0 < added.total() <= CALLS_OF_A_LOG, f"{added.total()} are more than {CALLS_OF_A_LOG}: {dict(added)}"
 
@@ -118,7 +175,7 @@ class OutsideTheStep(Callback):
 
 @pytest.mark.parametrize("callback", [Callback, OutsideTheStep])
 def test_a_callback_without_the_hooks_of_a_step_adds_no_call(callback):
-    assert calls_of_a_step(CountingModel(), callbacks=[callback()]) == calls_of_a_step(CountingModel())
+    assert in_a_step(Calls, callbacks=[callback()]) == in_a_step(Calls)
 
 
 def test_a_hook_of_a_step_that_is_used_is_counted():
@@ -126,7 +183,7 @@ def test_a_hook_of_a_step_that_is_used_is_counted():
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             pl_module.current_epoch  # noqa: B018
 
-    assert calls_of_a_step(CountingModel(), callbacks=[Used()]) - calls_of_a_step(CountingModel())
+    assert in_a_step(Calls, callbacks=[Used()]) - in_a_step(Calls)
 
 
 class Waits(TorchDispatchMode):
@@ -199,3 +256,87 @@ def test_no_step_between_flushes_waits_for_the_gpu():
         train(Model("adam"), accelerator="gpu", log_every_n_steps=50)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def in_the_loop_by_hand(evaluate: str = "") -> Any:
+    """The operators of the same work in a loop written by hand: training, or one batch of evaluation."""
+    with Operators() as windows:
+        model = TinyModel("adam")
+        optimizer = model.configure_optimizers()
+        with torch.inference_mode(bool(evaluate)):
+            for batch in ready_loader(BATCHES):
+                windows.mark()
+                if evaluate == "validate":
+                    model.loss(batch)
+                elif evaluate == "predict":
+                    model(batch[0])
+                else:
+                    model.loss(batch).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+    return windows.settled()
+
+
+def assert_added(limit: int, more: Counter[str], less: Counter[str]) -> None:
+    """``more`` has at most ``limit`` more than ``less``."""
+    added = more.total() - less.total()
+    print(f"{added}, limit {limit}")
+    assert added <= limit, f"{added} more than {limit}: {dict(more - less)}"
+
+
+def test_each_logged_metric_adds_as_few_calls_as_the_first():
+    assert_added(CALLS_OF_A_METRIC, in_a_step(Calls, 2), in_a_step(Calls, 1))
+    assert_added(3 * CALLS_OF_A_METRIC, in_a_step(Calls, 4), in_a_step(Calls, 1))
+
+
+def test_each_metric_by_epoch_adds_few_calls():
+    both = {"on_step": True, "on_epoch": True}
+    assert_added(CALLS_OF_AN_EPOCH_METRIC, in_a_step(Calls, 1, **both), in_a_step(Calls))
+
+
+def test_each_further_hook_of_callbacks_adds_only_its_own_call():
+    class NoOp(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            pass
+
+    ten = in_a_step(Calls, callbacks=[type(f"NoOp{index}", (NoOp,), {})() for index in range(10)])
+    assert_added(9 * CALLS_OF_A_CALLBACK_HOOK, ten, in_a_step(Calls, callbacks=[NoOp()]))
+
+
+def test_a_batch_of_validation_or_prediction_calls_little_of_ours():
+    assert_added(CALLS_OF_A_VALIDATION_BATCH, in_a_batch(Calls, "validate"), Counter())
+    assert_added(CALLS_OF_A_PREDICT_BATCH, in_a_batch(Calls, "predict"), Counter())
+
+
+def test_a_step_runs_no_more_operators_than_the_loop_written_by_hand():
+    assert_added(OPERATORS_OF_A_STEP, in_a_step(Operators), in_the_loop_by_hand())
+
+
+def test_each_logged_metric_adds_few_operators():
+    both = {"on_step": True, "on_epoch": True}
+    for metrics in (1, 4):
+        assert_added(metrics * OPERATORS_OF_A_METRIC, in_a_step(Operators, metrics), in_a_step(Operators))
+        assert_added(
+            metrics * OPERATORS_OF_AN_EPOCH_METRIC, in_a_step(Operators, metrics, **both), in_a_step(Operators)
+        )
+
+
+@pytest.mark.parametrize(
+    ("method", "limit"), [("validate", OPERATORS_OF_A_VALIDATION_BATCH), ("predict", OPERATORS_OF_A_PREDICT_BATCH)]
+)
+def test_a_batch_of_evaluation_runs_few_more_operators_than_by_hand(method, limit):
+    assert_added(limit, in_a_batch(Operators, method), in_the_loop_by_hand(method))
+
+
+def test_an_operator_too_many_is_found():
+    class NoOp(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            pass
+
+    class Wasteful(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            torch.zeros(())
+
+    more, less = in_a_step(Operators, callbacks=[Wasteful()]), in_a_step(Operators, callbacks=[NoOp()])
+    with pytest.raises(AssertionError, match=r"1 more than 0: \{'aten::zeros': 1\}"):
+        assert_added(0, more, less)

@@ -159,26 +159,31 @@ def _evaluate_loader(
     kept: list[Any] | None,
 ) -> None:
     """The batches of one loader."""
-    results, word = run.results, WORD[stage]
+    results, word, state, name = run.results, WORD[stage], run.state, batches.name
     batch_start = getattr(run.hooks, f"on_{word}_batch_start")
     batch_end = getattr(run.hooks, f"on_{word}_batch_end")
-    sends_steps, evaluated = stage is not Stage.SANITY_CHECK, run.evaluated.get(batches.name, 0)
+    sends_steps, evaluated = stage is not Stage.SANITY_CHECK, run.evaluated.get(name, 0)
     if stage is not Stage.SANITY_CHECK:
-        batches.begin_epoch(run.state.position.epoch)
+        batches.begin_epoch(state.position.epoch)
     for index, batch in enumerate(batches.run(loader_index)):
         results.begin_batch(batch)
         if batch_start is not None:
             batch_start(batch, index, loader_index)
-        output = step(*(batch, index, loader_index)[:arity])
+        if arity == 2:
+            output = step(batch, index)
+        elif arity == 1:
+            output = step(batch)
+        else:
+            output = step(batch, index, loader_index)
         if batch_end is not None:
             batch_end(output, batch, index, loader_index)
         if kept is not None:
-            kept.append(tree_map(_to_cpu, output))
+            kept.append(_on_cpu(output))
         if sends_steps:
             if results.by_step:
                 run.send(results.step_metrics(), evaluated, with_epoch=False)  # another axis
-            run.evaluated[batches.name] = evaluated = evaluated + 1
-        if run.state.signal:
+            run.evaluated[name] = evaluated = evaluated + 1
+        if state.signal:
             _signals.stop(run)
 
 
@@ -238,6 +243,13 @@ def _stop_evaluating(module: LightningModule, word: str, modes: list[tuple[nn.Mo
         return
     for part, training in modes:
         part.training = training
+
+
+def _on_cpu(output: Any) -> Any:
+    """``output`` with its tensors on the CPU, and without their graph."""
+    if type(output) is Tensor and output.is_cpu and not output.requires_grad:
+        return output
+    return tree_map(_to_cpu, output)
 
 
 def _to_cpu(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,8 @@ def warn_of_untrained_parameters(run: Run) -> None:
     """Say so when an optimizer has nothing of the module's, or a parameter no optimizer."""
     module, name = run.module, type(run.module).__name__
     held = {id(parameter) for optimizer in run.optimizers for parameter in held_by(optimizer)}
-    own = {id(parameter) for parameter in module.parameters()}
+    named = list(module.named_parameters())
+    own = {id(parameter) for _, parameter in named}
     for optimizer in run.optimizers:
         if own and not any(id(parameter) in own for parameter in held_by(optimizer)):
             warn(
@@ -37,7 +39,7 @@ def warn_of_untrained_parameters(run: Run) -> None:
             )
     left_out = [
         place
-        for place, parameter in module.named_parameters()
+        for place, parameter in named
         if parameter.requires_grad and id(parameter) not in held and not _trains_elsewhere(module, place)
     ]
     if left_out and held & own:
@@ -82,11 +84,13 @@ _OR_FREEZE = "; or requires_grad_(False), where they are meant to stay as they a
 
 def hidden_parameters(module: LightningModule) -> Iterator[tuple[str, str, list[Tensor]]]:
     """Parameters that require a gradient and lie in plain lists, tuples or dicts: where, in what, and which."""
-    seen = set(map(id, module.parameters()))
+    seen: set[int] | None = None
     for place, part in module.named_modules():
         for name, value in vars(part).items():
-            if not isinstance(value, dict | list | tuple):
+            if not isinstance(value, (dict, list, tuple)) or not value or name in _SEEN_BY_TORCH:
                 continue
+            if seen is None:
+                seen = set(map(id, module.parameters()))
             hidden = [
                 parameter
                 for item in itertools.islice(tree_leaves(value), 1000)  # a whole dataset may lie in a list
@@ -95,6 +99,10 @@ def hidden_parameters(module: LightningModule) -> Iterator[tuple[str, str, list[
             ]
             if hidden:
                 yield ".".join(filter(None, (type(module).__name__, place, name))), type(value).__name__, hidden
+
+
+# The dicts in which torch itself keeps parameters, and modules with theirs.
+_SEEN_BY_TORCH = ("_parameters", "_modules")
 
 
 def _parameters_of(item: Any) -> Iterable[Tensor]:
@@ -191,13 +199,16 @@ def _may_be_infinite(run: Run) -> bool:
 
 
 def _not_finite(trained: list[tuple[str, Any]]) -> list[str]:
-    """The names of those whose gradient is not finite; waits for every device once."""
+    """The names of those whose gradient is not finite; waits for every device."""
     found: list[str] = []
     by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
     for name, parameter in trained:
         if type(parameter.grad) is Tensor and parameter.grad.layout is torch.strided:
             by_device.setdefault(parameter.grad.device, []).append((name, parameter.grad))
     for pairs in by_device.values():
+        # What is not finite makes the sum so, and a sum is faster to make than a look at every number.
+        if cmath.isfinite(torch.stack([gradient.sum() for _, gradient in pairs]).sum().item()):
+            continue
         finite = torch.stack([gradient.isfinite().all() for _, gradient in pairs]).tolist()
         found += [name for (name, _), is_finite in zip(pairs, finite, strict=True) if not is_finite]
     return found

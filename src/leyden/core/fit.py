@@ -81,6 +81,8 @@ def fit(run: Run) -> None:
                 train_epoch(run)
             if run.check is not None:
                 run.check.settle()
+            if run.compiling is not None:
+                run.compiling.report()
             if fire := hooks.on_train_end:
                 fire()
             write_asked(run)
@@ -101,6 +103,8 @@ def train_epoch(run: Run) -> None:
     run.validation_is_due = resolve_validation(run)
     alone = len(turns) == 1
     work = (train_batch if alone else _several_turns) if automatic else _manual_batch
+    if run.compiling is not None:
+        work = run.compiling.work(work)
     complete = True
     train.begin_epoch(position.epoch)
     results.hook = "training_step"
@@ -181,7 +185,7 @@ def _finish_batch(run: Run, index: int, stepped: bool) -> None:
 
 def train_batch(run: Run, batch: Any, index: int, turn: Turn | None = None) -> Any:
     """Forward and backward on one batch; step the optimizer when enough gradients have accumulated."""
-    hooks, precision = run.hooks, run.precision
+    hooks = run.hooks
     if turn is None:
         turn = run.turns[0]
     optimizer = turn.optimizer
@@ -221,7 +225,7 @@ def train_batch(run: Run, batch: Any, index: int, turn: Turn | None = None) -> A
     elif turn.closure_first:  # torch's optimizers: the same result as step(closure), four frames fewer
         closure()
         if turn.pending:  # none are, where every batch of the window was skipped
-            precision.step(optimizer)
+            turn.advance()
             turn.stepped = True
     else:  # LBFGS, an optimizer not of torch's, or a module that overrides optimizer_step
         output = _NOT_RUN
@@ -285,7 +289,7 @@ def _shared_step(run: Run, due: list[Turn], batch: Any, index: int) -> Any:
         stepping, _ = accumulation(run, index, turn)
         if stepping and turn.pending:
             _finish_gradients(run, turn)
-            run.precision.step(turn.optimizer)
+            turn.advance()
             turn.stepped, turn.pending = True, 0
     return output
 
@@ -324,7 +328,7 @@ def _clear_gradients(run: Run, turn: Turn, index: int) -> None:
     if fire := run.hooks.on_before_zero_grad:
         fire(turn.optimizer)
     if run.zero_grad is None:
-        turn.optimizer.zero_grad()
+        turn.clear()
     else:
         run.zero_grad(run.state.position.epoch, index, turn.optimizer)
     turn.weight = None
@@ -349,7 +353,8 @@ def _finish_gradients(run: Run, turn: Turn) -> None:
             torch._foreach_div_(gradients, turn.weight)
         else:
             torch._foreach_mul_(gradients, window / turn.pending)
-    run.precision.unscale(optimizer)
+    if run.unscale is not None:
+        run.unscale(optimizer)
     if fire := run.hooks.on_before_optimizer_step:
         fire(optimizer)
     if run.clip is not None:

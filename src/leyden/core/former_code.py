@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from types import FunctionType
 from typing import Any
 
-from leyden.core.source import methods, user_classes
+from leyden.core.source import functions, methods, tree_of, user_classes, words
 from leyden.utils.errors import MisconfigurationError, warn
 
 # Attributes of a LightningModule, and of a LightningDataModule, and what to do instead.
@@ -52,7 +53,10 @@ _CALLS = {
     "backward": "loss",
     "on_before_optimizer_step": "optimizer",
 }
+# What Lightning 1.x had, by the kind of class.
+_MEMBERS = {"LightningModule": _OF_MODULES, "LightningDataModule": _OF_DATAMODULES}
 _FORMER_ARGUMENT = re.compile(r"opt(imizer)?_(idx|index|i)|on_tpu|using_native_amp|using_lbfgs")
+_LOGS = frozenset(("log", "progress_bar"))
 _STEPS = tuple(f"{stage}_step" for stage in ("training", "validation", "test", "predict"))
 
 
@@ -69,23 +73,32 @@ def check_former_code(owners: Iterable[tuple[Any, type]]) -> None:
         MisconfigurationError: The code cannot work; the message says where, and what to write.
     """
     by_kind = [(owner, base.__name__) for owner, base in owners]
-    written = _written(cls for owner, _ in by_kind for cls in user_classes(owner))
+    everybody = [cls for owner, _ in by_kind for cls in user_classes(owner)]
     for owner, kind in by_kind:
-        members = {"LightningModule": _OF_MODULES, "LightningDataModule": _OF_DATAMODULES}.get(kind, {})
-        former: dict[str, str] = {}
-        if written is not None:
-            former = {name: advice for name, advice in members.items() if name not in written and not _has(owner, name)}
         for cls in user_classes(owner):
-            for name, method in methods(cls).items():
-                if method is not None:
-                    _check_method(method, f"{cls.__name__}.{name}()", kind, former, owner, cls)
+            for name, function in functions(cls).items():
+                if _may_be_former(name, function, kind) and (method := tree_of(name, function)) is not None:
+                    _check_method(method, f"{cls.__name__}.{name}()", kind, owner, cls, everybody)
 
 
-def _check_method(
-    method: ast.FunctionDef, where: str, kind: str, former: dict[str, str], owner: Any, cls: type
-) -> None:
-    if former:
-        _check_members(method, where, former)
+def _may_be_former(name: str, function: FunctionType, kind: str) -> bool:
+    """False where nothing that ``function`` mentions can be what the checks below look for."""
+    mentioned, strings = words(function)
+    if not _MEMBERS.get(kind, {}).keys().isdisjoint(mentioned):
+        return True
+    if kind == "LightningDataModule":
+        return False
+    if not _LOG_OPTIONS.keys().isdisjoint(strings):
+        return True
+    if kind == "LightningModule":
+        calls_parent = "super" in mentioned and not _CALLS.keys().isdisjoint(mentioned)
+        return calls_parent or (name.removesuffix("_end") in _STEPS and not _LOGS.isdisjoint(strings))
+    return name in ("on_save_checkpoint", "on_load_checkpoint")
+
+
+def _check_method(method: ast.FunctionDef, where: str, kind: str, owner: Any, cls: type, everybody: list[type]) -> None:
+    if members := _MEMBERS.get(kind):
+        _check_members(method, where, members, owner, everybody)
     if kind != "LightningDataModule":
         _check_log(method, where)
     if kind == "LightningModule":
@@ -108,23 +121,22 @@ def _has(owner: Any, name: str) -> bool:
     return True
 
 
-def _written(classes: Iterable[type]) -> set[str] | None:
-    """Attributes that the classes assign, on whatever object, or may look for by name; None for any at all."""
-    names: set[str] = set()
+def _is_written(attribute: str, classes: Iterable[type]) -> bool:
+    """True when the classes assign ``attribute``, on whatever object, or may look for it by name."""
     for node in (node for cls in classes for method in methods(cls).values() if method for node in ast.walk(method)):
         if isinstance(node, ast.Name) and node.id in ("setattr", "vars"):
-            return None
+            return True
         if isinstance(node, ast.Attribute):
-            if node.attr == "__dict__":
-                return None
-            if not isinstance(node.ctx, ast.Load):
-                names.add(node.attr)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names.add(node.value)
-    return names
+            if node.attr == "__dict__" or (node.attr == attribute and not isinstance(node.ctx, ast.Load)):
+                return True
+        elif isinstance(node, ast.Constant) and node.value == attribute:
+            return True
+    return False
 
 
-def _check_members(method: ast.FunctionDef, where: str, former: dict[str, str]) -> None:
+def _check_members(
+    method: ast.FunctionDef, where: str, former: dict[str, str], owner: Any, everybody: list[type]
+) -> None:
     own = method.args.args[0].arg if method.args.args else ""
     waiting: list[ast.AST] = list(method.body)
     while waiting:
@@ -134,7 +146,9 @@ def _check_members(method: ast.FunctionDef, where: str, former: dict[str, str]) 
         waiting.extend(ast.iter_child_nodes(node))
         if not isinstance(node, ast.Attribute) or node.attr not in former:
             continue
-        if isinstance(node.value, ast.Name) and node.value.id == own:
+        if not isinstance(node.value, ast.Name) or node.value.id != own:
+            continue
+        if not _has(owner, node.attr) and not _is_written(node.attr, everybody):
             raise MisconfigurationError(
                 f"{where} reads {own}.{node.attr}, which Lightning 1.x had and Leyden has not. {former[node.attr]}"
             )
@@ -177,7 +191,7 @@ def _check_step(method: ast.FunctionDef, where: str) -> None:
         return
     for made in (node for node in ast.walk(method) if isinstance(node, ast.Dict)):
         keys = [key.value for key in made.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
-        former = [key for key in keys if key in ("log", "progress_bar")]
+        former = [key for key in keys if key in _LOGS]
         if former and any(key.endswith("loss") for key in keys):
             warn(
                 "LD253",

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import LBFGS
 
-from leyden.core.source import called_names, user_classes
+from leyden.core.source import called_names, parameter_names, user_classes
 from leyden.utils.errors import MisconfigurationError, warn
 from leyden.utils.tree import tree_map
 
@@ -225,12 +225,12 @@ def _is_of_then(owner: object, name: str, leading: int) -> bool:
     arguments, method = _CALLS.get(name), getattr(owner, name, None)
     if arguments is None or not (inspect.ismethod(method) or inspect.isfunction(method)):
         return False
+    names, telling = parameter_names(method), _TELLING.get(name, "optimizer_idx")
+    place = leading + arguments.index(telling)
+    if place >= len(names) or not re.fullmatch(_SPELLINGS[telling], names[place]):
+        return False
     signature = inspect.signature(method)
     parameters = list(signature.parameters.values())
-    telling = _TELLING.get(name, "optimizer_idx")
-    place = leading + arguments.index(telling)
-    if place >= len(parameters) or not re.fullmatch(_SPELLINGS[telling], parameters[place].name):
-        return False
     if telling != "outputs" and arguments[-1] == telling and parameters[place].default is not inspect.Parameter.empty:
         return False  # the call of today does as well
     by_keyword = [keyword for keyword in _BY_KEYWORD.get(name, ()) if keyword in signature.parameters]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leyden.core.callback import Callback
 from leyden.core.former_hooks import FormerHooks
+from leyden.core.source import parameters
 from leyden.utils.errors import MisconfigurationError
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def overrides(owner: object, name: str, base: type) -> bool:
 
 def takes(function: Callable[..., Any], arguments: int, by_keyword: Sequence[str] = ()) -> bool:
     """True when ``function`` can be called with that many positional arguments, and those ``by_keyword``."""
+    if (plain := parameters(function)) is not None:
+        return plain.take(arguments, by_keyword)
     try:
         inspect.signature(function).bind(*[None] * arguments, **dict.fromkeys(by_keyword))
     except TypeError:

@@ -150,6 +150,8 @@ class Turn:
         step: The step method that gives its loss.
         step_takes_index: ``step`` wants ``batch_idx`` too.
         closure_first: The closure may run before ``optimizer.step`` with the same result.
+        advance: Steps the optimizer under the run's precision.
+        clear: Clears the gradients of its parameters.
         pending: Backward passes since it stepped last; in manual optimization, calls of ``step`` that are put off.
         stepped: It stepped in the batch in work.
         weight: Sum of the ``"weight"`` of these batches, a number or a tensor; None where steps return none.
@@ -163,6 +165,8 @@ class Turn:
     step: Any = None
     step_takes_index: bool = True
     closure_first: bool = True
+    advance: Any = None
+    clear: Any = None
     pending: int = 0
     stepped: bool = False
     weight: Any = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import itertools
 import math
@@ -23,6 +24,7 @@ from leyden.core.source import (
     log_calls,
     logged_names,
     mentions,
+    parameter_names,
     readable,
     user_classes,
     uses_any,
@@ -142,8 +144,11 @@ def check_optimization(run: Run) -> None:
         for config in run.schedulers:
             if config.reduce_on_plateau and config.monitor and config.strict:
                 _check_monitor(run, type(config.scheduler).__name__, config.monitor)
-        by_hand = {"manual_backward", "optimizers"} & called_names(user_classes(module))  # which has its own message
-        if forgets_return(module, "training_step") and not by_hand and not hasattr(module, "training_step_end"):
+        if (
+            forgets_return(module, "training_step")
+            and not {"manual_backward", "optimizers"} & called_names(user_classes(module))  # has its own message
+            and not hasattr(module, "training_step_end")
+        ):
             raise MisconfigurationError(
                 f"{type(module).__name__}.training_step() has no return statement, so every batch would be skipped. "
                 "Return the loss; or set self.automatic_optimization = False, and step in training_step."
@@ -222,14 +227,14 @@ def _owners(run: Run) -> Iterator[tuple[Any, type]]:
 
 def _check_spelling(owner: Any, base: type, run: Run) -> None:
     """A method whose name is almost a hook's would never be called."""
-    known = {name for name in dir(base) if name.startswith(_HOOK_PREFIXES)}
+    known = _known(base)
     for cls in user_classes(owner):
         for name, value in vars(cls).items():
             if not name.startswith(_HOOK_PREFIXES) or not inspect.isfunction(value) or name in known:
                 continue
             if owner is run.module and name in FORMER_HOOKS:
                 continue
-            meant = name if name in _FORMER_HOOKS else _meant(name, known)
+            meant = name if name in _FORMER_HOOKS else _meant(name, base)
             # A method that the class itself calls is a helper, and one that makes loaders may be called by the script.
             if not meant or _is_called(name, owner) or _has_loader(run, meant):
                 continue
@@ -242,8 +247,16 @@ def _check_spelling(owner: Any, base: type, run: Run) -> None:
             )
 
 
-def _meant(name: str, known: Collection[str]) -> str:
-    """The hook that ``name`` is a misspelling of; empty when it is none."""
+@functools.lru_cache
+def _known(base: type) -> frozenset[str]:
+    """The methods of ``base`` that may be hooks."""
+    return frozenset(name for name in dir(base) if name.startswith(_HOOK_PREFIXES))
+
+
+@functools.lru_cache(maxsize=1024)
+def _meant(name: str, base: type) -> str:
+    """The hook of ``base`` that ``name`` is a misspelling of; empty when it is none."""
+    known = _known(base)
     more = [name.removeprefix(hook) for hook in known if name.startswith(hook)]
     if any(rest.startswith("_") or len(rest) > 2 for rest in more):
         return ""  # a helper such as training_step_of_discriminator, or prepare_dataset
@@ -269,19 +282,25 @@ def _check_calls(owner: Any, base: type, run: Run) -> None:
         original = vars(base).get(name)
         if original is None or not overrides(owner, name, base) or adapted(owner, name, run.trainer) is not None:
             continue
-        parameters = list(inspect.signature(original).parameters.values())[1:]
-        arguments = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        by_keyword = [argument for argument in arguments if argument in _BY_KEYWORD]
+        arguments, by_keyword = _call_of(original)
         method = getattr(owner, name)
         if takes(method, len(arguments) - len(by_keyword), by_keyword):
             continue
         call = ", ".join(f"{a}={a}" if a in by_keyword else a for a in arguments)
-        former = [each for each in _parameters(method) if each in _FORMER_ARGUMENTS]
+        former = [each for each in parameter_names(method) if each in _FORMER_ARGUMENTS]
         hint = f" Lightning 1.x also passed {', '.join(former)}: leave that out." if former else ""
         raise MisconfigurationError(
             f"{type(owner).__name__}.{name}{parameters_of(method)} cannot take the call it will get: "
             f"{name}({call}).{hint}"
         )
+
+
+@functools.lru_cache
+def _call_of(original: Any) -> tuple[list[str], list[str]]:
+    """The arguments that a method of ours is called with, and those of them that are given by keyword."""
+    parameters = list(inspect.signature(original).parameters.values())[1:]
+    arguments = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return arguments, [argument for argument in arguments if argument in _BY_KEYWORD]
 
 
 _FORMER_ARGUMENTS = ("optimizer_idx", "on_tpu", "using_native_amp", "using_lbfgs")
@@ -311,7 +330,7 @@ def _check_step_and_loader(run: Run) -> None:
 
 def _refuse_iterator(module: LightningModule, step: str) -> None:
     method = getattr(module, step, None)
-    if method is not None and "dataloader_iter" in _parameters(method):
+    if method is not None and "dataloader_iter" in parameter_names(method):
         raise NotBuiltError(
             f"{type(module).__name__}.{step}{parameters_of(method)}, which asks for the iterator of the loader,",
             f"Take batches: {step}(self, batch, batch_idx).",
@@ -346,15 +365,18 @@ def _check_training(run: Run) -> None:
             f"{name}.configure_optimizers() has no return statement, so nothing would be optimized. Return the "
             "optimizer; to optimize nothing on purpose, write return None."
         )
-    for attribute in {**vars(type(module)), **vars(module)}:
-        close = difflib.get_close_matches(attribute, _SETTINGS, n=1, cutoff=0.9)
-        if close and attribute not in _SETTINGS:
+    for attribute in (*vars(type(module)), *vars(module)):
+        if meant := _meant_setting(attribute):
             raise MisconfigurationError(
-                f"{name}.{attribute} is not a setting, so it does nothing. Did you mean {close[0]!r}?"
+                f"{name}.{attribute} is not a setting, so it does nothing. Did you mean {meant!r}?"
             )
     step = module.training_step
     if not takes(step, 1) and not takes(step, 2):
-        hint = " Each optimizer has a step, as training_step_generator." if "optimizer_idx" in _parameters(step) else ""
+        hint = (
+            " Each optimizer has a step, as training_step_generator."
+            if "optimizer_idx" in parameter_names(step)
+            else ""
+        )
         raise MisconfigurationError(
             f"{name}.training_step{parameters_of(step)} must take (batch) or (batch, batch_idx).{hint}"
         )
@@ -395,8 +417,11 @@ def _warn_of_two_transfers(run: Run) -> None:
 _SETTINGS = ("automatic_optimization", "example_input_array", "strict_loading")
 
 
-def _parameters(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)
+@functools.lru_cache(maxsize=4096)
+def _meant_setting(attribute: str) -> str:
+    """The setting that ``attribute`` is a misspelling of; empty when it is none."""
+    close = difflib.get_close_matches(attribute, _SETTINGS, n=1, cutoff=0.9)
+    return close[0] if close and attribute not in _SETTINGS else ""
 
 
 def _check_state_keys(callbacks: list[Callback]) -> None:
@@ -418,8 +443,8 @@ def _check_places(run: Run) -> None:
     for owner, base in ((run.module, LightningModule), *((callback, Callback) for callback in run.callbacks)):
         if overrides(owner, "log", base):
             continue
-        for method, by_step in (call for cls in user_classes(owner) for call in log_calls(cls)):
-            if method not in HOOKS or _does_not_run(method, run):
+        for method, by_step in (call for cls in user_classes(owner) for call in log_calls(cls, HOOKS)):
+            if _does_not_run(method, run):
                 continue
             where = f"{type(owner).__name__}.{method}()"
             if method not in PLACES:

@@ -82,7 +82,14 @@ class Pass:
 
     def rest(self) -> Iterator[Any]:
         """The batches that are left; what an order needs of the process's generators has been drawn."""
-        return self._iterator if self._plain else self
+        return self._iterator if self._plain else self._walk()
+
+    def _walk(self) -> Iterator[Any]:
+        for batch in self:
+            yield batch
+            if self._plain:
+                break
+        yield from self._iterator
 
     def indices_of(self, batch: int) -> Any:
         """What the sampler gave for a batch of late, counted from the beginning of the pass; None if not known."""

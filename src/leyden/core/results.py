@@ -134,7 +134,9 @@ class Entry:
             self.total = total + value
         elif type(total) is Tensor or type(value) is Tensor:
             pick = torch.minimum if self.reduction == "min" else torch.maximum
-            self.total = pick(torch.as_tensor(total), torch.as_tensor(value))
+            if type(total) is not type(value):
+                total, value = torch.as_tensor(total), torch.as_tensor(value)
+            self.total = pick(total, value)
         else:
             self.total = min(total, value) if self.reduction == "min" else max(total, value)
 
@@ -270,12 +272,14 @@ class Results:
             entry.latest = value
             entry.fresh = True
         if entry.epoch_name is not None:
-            if entry.reduction != "mean":
-                entry.accumulate(value, 0)
-            elif batch_size is not None:
-                entry.accumulate(value, batch_size)
-            else:
-                entry.accumulate(value, self._samples or self._count_samples(name))
+            samples: float = 0
+            if entry.reduction == "mean":
+                samples = (self._samples or self._count_samples(name)) if batch_size is None else batch_size
+                if type(total := entry.total) is Tensor:  # as accumulate does, without the call
+                    entry.weight += samples
+                    total.add_(value, alpha=samples)
+                    return
+            entry.accumulate(value, samples)
 
     def _declare(self, name: str, value: Any, options: tuple[Any, ...], batch_size: Any) -> Entry:
         """Check a call that is the first of its name at its place."""
@@ -391,7 +395,15 @@ class Results:
             )
 
     def _count_samples(self, name: str) -> int:
-        size = batch_size_of(self.batch) if self.batch is not None else 1
+        batch = first = self.batch
+        if type(batch) in (tuple, list) and batch:
+            first = batch[0]
+        elif type(batch) is dict and batch:
+            first = next(iter(batch.values()))
+        if type(first) is Tensor and first.ndim:  # the usual batch: nothing to search for
+            size: int | None = first.size(0)
+        else:
+            size = batch_size_of(batch) if batch is not None else 1
         if size is None:
             raise MisconfigurationError(
                 f"self.log({name!r}, on_epoch=True) needs the number of samples, and the batch holds no tensor to "
@@ -402,8 +414,8 @@ class Results:
 
     # What comes out.
 
-    def step_metrics(self) -> dict[str, float]:
-        """Step values logged since the last call, for the loggers; waits for the device once."""
+    def step_metrics(self) -> dict[str, Any]:
+        """Step values logged since the last call, for the loggers; they are on their device still."""
         due = {}
         if self._media:
             self._make_due(by_step=True)
@@ -413,7 +425,7 @@ class Results:
                 if entry.to_logger:
                     due[entry.step_name] = entry.latest
         self.logged_metrics.update(due)
-        return numbers(due)
+        return due
 
     def end_loader(self) -> None:
         """Settle the metrics of one loader of several; the next one may go on counting with the same objects."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as torch_optimizer
 
@@ -28,6 +29,7 @@ from leyden.core.module import LightningModule
 from leyden.core.optimizers import LRSchedulerConfig, SteppingOptimizer, Turn, Window, named_turns, uniform
 from leyden.core.results import Results, numbers
 from leyden.core.state import Fn, RunState, Stage
+from leyden.fabric.precision import Precision
 from leyden.fabric.strategies.strategy import Strategy
 from leyden.utils.durations import parse_duration
 from leyden.utils.errors import MisconfigurationError, warn
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from leyden.loggers.guard import LoggerGuard
     from leyden.loggers.logger import Logger
 
+_compiling = LazyModule("leyden.core.compiling")
+_direct_step = LazyModule("leyden.core.direct_step")
 _finite = LazyModule("leyden.core.finite")
 _guard = LazyModule("leyden.loggers.guard")
 
@@ -93,7 +97,9 @@ class Run:
         checkpoint: The checkpoint to go on from; None when there is none.
         loader_state: The training loader's own state in it.
         check: Looks at every loss before it is propagated; None where nobody wants that.
+        unscale: The precision's; None where it does nothing.
         remember: Told of every training step as it begins, for the check.
+        compiling: Compiles the training step; None where nobody wants that.
     """
 
     train: TrainBatches
@@ -133,6 +139,7 @@ class Run:
         self.checkpoint: dict[str, Any] | None = None
         self.check: Any = None
         self.remember: Callable[..., Any] | None = None
+        self.compiling: Any = None
 
         self.optimizers: list[Optimizer] = []
         self.wrapped_optimizers: list[SteppingOptimizer] = []
@@ -144,6 +151,7 @@ class Run:
         self.turn_of: dict[int, Turn] = {}
         self.shares_step = False
         self.clip: Callable[[Optimizer], Any] | None = None
+        self.unscale: Callable[[Optimizer], None] | None = None
         self.zero_grad: Callable[[int, int, Optimizer], Any] | None = None
         self.validation_interval: int | float = math.inf
         self.validation_seconds = math.inf
@@ -219,9 +227,12 @@ class Run:
                 "{'generator': ..., 'discriminator': ...}, and from training_step a dict of losses under the same "
                 "names; or set self.automatic_optimization = False and step them in training_step."
             )
+        if options.compile is not None:
+            self.compiling = _compiling.Compiling(self)
         self.training_step, self.step_takes_index = self._bind(module.training_step)
         self._bind_turns()
-        self.backward = precision.backward
+        self.backward = _backward if _leaves_as_is(precision, "backward", "scale") else precision.backward
+        self.unscale = None if _leaves_as_is(precision, "unscale") else precision.unscale
         if overrides(module, "backward", LightningModule):
             backward = self._method("backward")
             self.backward = lambda loss, **options: backward(precision.scale(loss), **options)
@@ -293,6 +304,8 @@ class Run:
             )
         for turn in self.turns:
             turn.closure_first = not steps_itself and (turn.optimizer is None or _steps_plainly(turn.optimizer))
+            if turn.optimizer is not None:
+                turn.advance, turn.clear = self._bind_optimizer(turn.optimizer)
             turn.step, turn.step_takes_index = self.training_step, self.step_takes_index
             if step := own.get(turn.name):
                 turn.step, turn.step_takes_index = self._bind(step)
@@ -302,9 +315,18 @@ class Run:
                 f"overridden optimizer_step do. Define a step for each: training_step_{self.turns[0].name}, ..."
             )
 
+    def _bind_optimizer(self, optimizer: Optimizer) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """What steps ``optimizer``, and what clears its gradients."""
+        precision = self.strategy.precision
+        if not self.options.fast_paths:
+            return self.timed("optimizer_step", partial(precision.step, optimizer)), lambda: optimizer.zero_grad()
+        advance = _direct_step.advancing(optimizer, precision)
+        return self.timed("optimizer_step", advance), _direct_step.clearing(optimizer)
+
     def _bind(self, step: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
         """``step`` as the loop calls it, and if it wants ``batch_idx`` too."""
-        bound = in_context(step, self.precision) if self.precision.has_context else step
+        bound = step if self.compiling is None else self.compiling.forward(step)
+        bound = in_context(bound, self.precision) if self.precision.has_context else bound
         bound = with_step_end(bound, self.module, "training_step_end", self.results)
         return self.timed(getattr(step, "__name__", "training_step"), bound), takes(step, 2)
 
@@ -346,6 +368,7 @@ class Run:
             if self.options.overfit_batches:
                 loader = without_shuffling(loader, source.name)
             self.train = TrainBatches(loader, source.name, limit, "limit_train_batches", self._transfer)
+            self.train.fast = self.options.fast_paths
             self.validation_interval = self._resolve_validation_interval()
             self._asked_in["train"] = period
 
@@ -424,6 +447,8 @@ class Run:
                 Batches(loader, source.name, getattr(self.options, option), option, self._transfer, name)
                 for name, loader in loaders.items()
             ]
+            for batches in self._evaluation[stage]:
+                batches.fast = self.options.fast_paths
         return self._evaluation[stage]
 
     @property
@@ -489,12 +514,13 @@ class Run:
                 return result
             if turn.pending or self.window.catch_up != 1:
                 turn.release(self.window.catch_up)
-            self.precision.unscale(optimizer)
+            if self.unscale is not None:
+                self.unscale(optimizer)
             if fire := self.hooks.on_before_optimizer_step:
                 fire(optimizer)
             if self.clip is not None:
                 self.clip(optimizer)
-            self.precision.step(optimizer)
+            turn.advance()
             self.state.position.global_step += 1
             return result
         turn = next(turn for turn in self.turns if turn.optimizer is optimizer)
@@ -514,6 +540,15 @@ class Run:
             self.module.to(self._device_before)
             for optimizer in self.optimizers:
                 optimizer.load_state_dict(optimizer.state_dict())  # moves its state to its parameters' device
+
+
+def _leaves_as_is(precision: Precision, *names: str) -> bool:
+    """``precision`` has the methods ``names`` from the base class, where they do nothing of their own."""
+    return not any(overrides(precision, name, Precision) for name in names)
+
+
+def _backward(loss: Tensor, *args: Any, **options: Any) -> None:
+    loss.backward(*args, **options)
 
 
 def in_context(step: Callable[..., Any], precision: Any) -> Callable[..., Any]:

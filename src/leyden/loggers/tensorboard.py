@@ -141,24 +141,27 @@ class TensorBoardLogger(Logger):
             TypeError: A value is neither one number nor a mapping of numbers.
         """
         self._has_hp_metric = self._has_hp_metric or _HP_METRIC in metrics
+        scalars = []
         for name, value in with_prefix(metrics, self._prefix).items():
             if isinstance(value, Mapping):
                 values = {str(key): number(f"{name}/{key}", item) for key, item in value.items()}
                 self.experiment.add_scalars(name, values, step)
             else:
-                self.experiment.add_scalar(name, number(name, value), step)
+                scalars.append({"tag": name, "simple_value": number(name, value)})
+        if scalars:
+            self._add_summary(step, *scalars)
 
     @rank_zero_only
     def log_media(self, name: str, media: Any, step: int | None = None) -> None:
         """Record an image, figure, sound, text, histogram or table where TensorBoard shows it; a table as Markdown."""
         tag = f"{self._prefix}-{name}" if self._prefix else name
         if media.kind == "image":
-            self._add_summary(tag, step, image=_image_fields(media.encoded(name)))
+            self._add_summary(step, {"tag": tag, "image": _image_fields(media.encoded(name))})
         elif media.kind == "audio":
             channels, length = media.samples.shape
             fields = {"sample_rate": media.sample_rate, "num_channels": channels, "length_frames": length}
             fields |= {"encoded_audio_string": media.encoded(name), "content_type": "audio/wav"}
-            self._add_summary(tag, step, audio=fields)
+            self._add_summary(step, {"tag": tag, "audio": fields})
         elif media.kind == "histogram":
             if (values := media.finite(name)).numel():
                 self.experiment.add_histogram(tag, values, step)
@@ -167,11 +170,12 @@ class TensorBoardLogger(Logger):
         else:
             super().log_media(tag, media, step)
 
-    def _add_summary(self, tag: str, step: int | None, **content: Any) -> None:
-        # By hand: SummaryWriter has PIL encode images and pyplot draw figures, and knows sound in mono only.
+    def _add_summary(self, step: int | None, *values: dict[str, Any]) -> None:
+        # By hand: SummaryWriter makes an event of every number, which its thread then writes one by one, has PIL encode
+        # images and pyplot draw figures, and knows sound in mono only.
+        writer = self.experiment._get_file_writer()
         summary = require("tensorboard.compat.proto.summary_pb2", "TensorBoardLogger").Summary
-        value = summary.Value(tag=tag, **content)
-        self.experiment._get_file_writer().add_summary(summary(value=[value]), step)
+        writer.add_summary(summary(value=values), step)
 
     @rank_zero_only
     def log_hyperparams(

@@ -28,7 +28,8 @@ class LazyModule:
         self._name = name
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module(self._name), name)
+        module = sys.modules.get(self._name)
+        return getattr(importlib.import_module(self._name) if module is None else module, name)
 
 
 def lazy_names(

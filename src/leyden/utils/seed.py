@@ -114,12 +114,14 @@ class Lane:
     def __init__(self, seed: int = 0, anew: bool = False) -> None:
         self.seed = seed
         self._anew = anew
-        self._numpy = _numpy_random().MT19937(0)
+        self._numpy: Any = None  # made when it is needed, which takes a while
         self._inside: Any = None
         self._outside: Any = None
 
     def __enter__(self) -> None:
         generators = _numpy_random()
+        if self._numpy is None:
+            self._numpy = generators.MT19937(0)
         self._outside = random.getstate(), torch.default_generator.get_state(), generators.get_bit_generator()
         generators.set_bit_generator(self._numpy)
         if self._inside is None:
@@ -163,6 +165,8 @@ class Lane:
             return
         version, words, gauss = state["python"]
         self._inside = (version, tuple(words), gauss), state["torch"]
+        if self._numpy is None:
+            self._numpy = _numpy_random().MT19937(0)
         _set_plain_state(_numpy_random().RandomState(self._numpy), state["numpy"])
 
 

@@ -44,7 +44,7 @@ def _rebuild(original: Any, items: Any) -> Any:
 def tree_leaves(tree: Any) -> Iterator[Any]:
     """Every leaf of ``tree``, in order, of whatever type."""
     if isinstance(tree, Mapping):
-        for item in tree.values():
+        for item in list(tree.values()):  # which may change while it is walked
             yield from tree_leaves(item)
     elif isinstance(tree, list | tuple):
         for item in tree:
