@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 
 import torch
@@ -62,12 +63,14 @@ def number(value: float, row: Row) -> str:
 def update(lines: list[str], where: str, every: list[Row], script: str = "run.py") -> str:
     """RESULTS.md with ``lines`` in place of those of the same work; other lines of the table stay.
 
-    Lightning's figure stays too where a new line has none.
+    Lightning's figure stays too where a new line has none, and its version.
     """
     before, begin, rest = RESULTS.read_text().partition(f"<!-- {script} -->")
     old, end, after = rest.partition(f"<!-- /{script} -->")
     if not begin or not end:
         raise SystemExit(f"{RESULTS.name} has no <!-- {script} --> and <!-- /{script} --> to write between")
+    if "lightning" not in where and (version := re.search(r"lightning [^;]+", old)):
+        where = where.replace(";", f", {version.group()};", 1)
     table = {work(one): one for one in old.splitlines() if one.startswith("| ") and one != HEAD}
     for one in lines:
         cells = one.split(" | ")

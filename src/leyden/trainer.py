@@ -27,7 +27,6 @@ from leyden.core.lifecycle import fail, finish, prepare
 from leyden.core.loading import read_checkpoint
 from leyden.core.module import LightningModule
 from leyden.core.optimizers import SteppingOptimizer
-from leyden.core.preflight import check_run
 from leyden.core.run import Run
 from leyden.core.saving import settle, write
 from leyden.core.state import Fn, RunState, SaveRequest, Status
@@ -55,6 +54,7 @@ _profilers = LazyModule("leyden.profilers.profiler")
 _profiling = LazyModule("leyden.core.profiling")
 _csv = LazyModule("leyden.loggers.csv")
 _plan = LazyModule("leyden.plan")
+_preflight = LazyModule("leyden.core.preflight")
 _tensorboard = LazyModule("leyden.loggers.tensorboard")
 _signals = LazyModule("leyden.core.signals")
 _verify = LazyModule("leyden.verify")
@@ -427,7 +427,7 @@ class Trainer(RunViews):
             strategy=self.strategy,
             sources=sources,
         )
-        check_run(run)  # before anybody is set up, so that nobody has to be torn down
+        _preflight.check_run(run)  # before anybody is set up, so that nobody has to be torn down
         self._run = run
         return run
 

@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from leyden.callbacks.displays import Display, LiveDisplay, Metrics, PlainDisplay, Row, is_terminal
 from leyden.core.callback import Callback
 from leyden.utils.errors import MisconfigurationError
+from leyden.utils.lazy import LazyModule
 from leyden.utils.optional import installed, require
 from leyden.utils.rank import is_rank_zero
 
 if TYPE_CHECKING:
+    from leyden.callbacks.displays import Display, Metrics, Row
     from leyden.core.module import LightningModule
     from leyden.core.types import Trainer
+
+_displays = LazyModule("leyden.callbacks.displays")
 
 
 @dataclass(slots=True)
@@ -93,7 +96,7 @@ class ProgressBar(Callback):
         self.line_every = line_every
         self.live = live
         self._enabled = True
-        self._display = Display()
+        self._display = _displays.Display()
         self._loops: list[Loop] = []  # the last one runs; it is the second when it is validation inside fit
         self._metrics: Metrics = {}  # as read last
         self._names_before: set[str] = set()
@@ -102,7 +105,7 @@ class ProgressBar(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A display cannot be copied, nor can two share the screen. A copy shows what it is told from its setup on.
-        return self.__dict__ | {"_display": Display(), "_loops": []}
+        return self.__dict__ | {"_display": _displays.Display(), "_loops": []}
 
     def enable(self) -> None:
         """Show progress, from now on."""
@@ -116,7 +119,7 @@ class ProgressBar(Callback):
         """Show nothing, from now on."""
         self._enabled = False
         self._display.close()
-        self._display = Display()
+        self._display = _displays.Display()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print as the built-in ``print`` does, above the live bar where there is one."""
@@ -243,9 +246,11 @@ class ProgressBar(Callback):
 
     def _fitting_display(self) -> Display:
         if not self._enabled or not is_rank_zero():
-            return Display()
-        live = is_terminal(sys.stdout) and installed("rich") if self.live is None else self.live
-        return LiveDisplay(self.refresh_every) if live else PlainDisplay(self.line_every)
+            nothing: Display = _displays.Display()
+            return nothing
+        live = _displays.is_terminal(sys.stdout) and installed("rich") if self.live is None else self.live
+        shown: Display = _displays.LiveDisplay(self.refresh_every) if live else _displays.PlainDisplay(self.line_every)
+        return shown
 
     def _begin(self, trainer: Trainer, loop: Loop) -> None:
         loop.due = loop.began + self._display.period
@@ -281,7 +286,7 @@ class ProgressBar(Callback):
         """What to show of ``loop``, in which nothing has happened since ``busy_until``."""
         until = now if loop.ended is None else loop.ended
         limit = trainer.max_steps
-        return Row(
+        row: Row = _displays.Row(
             label=loop.label,
             done=loop.done,
             total=loop.total,
@@ -291,6 +296,7 @@ class ProgressBar(Callback):
             metrics=self._metrics_of_epoch() if loop.trains else {},
             brief=loop.brief,
         )
+        return row
 
     def _metrics_of_epoch(self) -> Metrics:
         """The last values read: first those of training, then those of validation, if this epoch has validated."""

@@ -27,7 +27,6 @@ from leyden.core.former_hooks import with_step_end
 from leyden.core.hooks import overrides, parameters_of, takes
 from leyden.core.lifecycle import start_logging
 from leyden.core.module import LightningModule
-from leyden.core.preflight import check_loaders_of_monitors, warn_of_broken_monitors
 from leyden.core.results import numbers
 from leyden.core.run import WORD, Run, in_context
 from leyden.core.state import VALIDATED, Stage
@@ -37,6 +36,7 @@ from leyden.utils.seed import isolate_rng, rng_state
 from leyden.utils.tree import tree_map
 
 _loader_checks = LazyModule("leyden.core.loader_checks")
+_preflight = LazyModule("leyden.core.preflight")
 _signals = LazyModule("leyden.core.signals")
 
 Metrics = list[dict[str, float]]
@@ -65,7 +65,7 @@ def ready_to_validate(run: Run) -> None:
         with isolate_rng():
             loaders = [batches.name for batches in run.evaluation(Stage.VALIDATE)]
         _step_of(run, WORD[Stage.VALIDATE], len(loaders) > 1)
-        check_loaders_of_monitors(run, loaders)
+        _preflight.check_loaders_of_monitors(run, loaders)
         _loader_checks.warn_of_evaluation_loaders(run, Stage.VALIDATE)
 
 
@@ -77,7 +77,7 @@ def validate_inside_fit(run: Run) -> None:
     values = run.results.running_values(copy=True)
     run.before_validation = {"rng": rng_state(), "evaluated": dict(run.evaluated), **values}
     with torch.no_grad():
-        warn_of_broken_monitors(run, _evaluate(run, Stage.VALIDATE))
+        _preflight.warn_of_broken_monitors(run, _evaluate(run, Stage.VALIDATE))
     run.validated_at = time.monotonic()
 
 

@@ -37,13 +37,13 @@ from leyden.core.evaluate import ready_to_validate, sanity_check, validate_insid
 from leyden.core.lifecycle import start_logging
 from leyden.core.optimizers import Turn, Window, toggle, untoggle
 from leyden.core.outputs import loss_of, losses_of, seen_by_hooks
-from leyden.core.preflight import check_optimization, check_schedules
 from leyden.core.run import Run, warn_about_modes
 from leyden.core.saving import write_asked
 from leyden.core.state import LOGGING, VALIDATED, VALIDATION, Stage
 from leyden.utils.errors import MisconfigurationError, warn
 from leyden.utils.lazy import LazyModule
 
+_preflight = LazyModule("leyden.core.preflight")
 _signals = LazyModule("leyden.core.signals")
 
 
@@ -52,7 +52,7 @@ def fit(run: Run) -> None:
     hooks, state = run.hooks, run.state
     run.place_module()
     run.prepare_training()
-    check_optimization(run)
+    _preflight.check_optimization(run)
     state.stage = Stage.TRAIN
     run.results.enter(Stage.TRAIN)
     if fire := hooks.on_fit_start:
@@ -71,7 +71,7 @@ def fit(run: Run) -> None:
             state.stop_reason = "limit_train_batches=0"
         elif not must_stop(run):
             run.load_training_data()
-            check_schedules(run)
+            _preflight.check_schedules(run)
             ready_to_validate(run)
             warn_about_modes(run.module)
             if fire := hooks.on_train_start:
@@ -185,58 +185,72 @@ def _finish_batch(run: Run, index: int, stepped: bool) -> None:
 
 def train_batch(run: Run, batch: Any, index: int, turn: Turn | None = None) -> Any:
     """Forward and backward on one batch; step the optimizer when enough gradients have accumulated."""
-    hooks = run.hooks
     if turn is None:
         turn = run.turns[0]
-    optimizer = turn.optimizer
-    stepping, share = accumulation(run, index, turn)
-    clears = turn.pending == 0
+    stepping, share = (True, 1) if run.accumulate == 1 else accumulation(run, index, turn)
     turn.stepped = False
+    if turn.closure_first:  # torch's optimizers: the same result as step(closure), four frames fewer
+        output, _ = _propagate(run, turn, batch, index, stepping, share, turn.pending == 0)
+        if stepping:
+            if turn.optimizer is None:
+                turn.stepped = True
+            elif turn.pending:  # none are, where every batch of the window was skipped
+                turn.advance()
+                turn.stepped = True
+            turn.pending = 0
+        return output
+    return _closure_batch(run, turn, batch, index, stepping, share)
+
+
+def _propagate(
+    run: Run, turn: Turn, batch: Any, index: int, stepping: bool, share: int, clears: bool
+) -> tuple[Any, Tensor | None]:
+    """Forward and backward; returns what the step returned, and the loss as it was propagated."""
+    hooks, optimizer = run.hooks, turn.optimizer
     output: Any = None
+    loss: Tensor | None = None
+    if batch is not None:
+        if remember := run.remember:
+            remember(turn.step)
+        output = turn.step(batch, index) if turn.step_takes_index else turn.step(batch)
+        loss = loss_of(output, run)
+    if clears and optimizer is not None:
+        _clear_gradients(run, turn, index)
+    if loss is not None:
+        if type(output) is not Tensor and "weight" in output:
+            loss = _weighted(loss, output["weight"], turn)
+        elif share != 1:
+            loss = loss / share
+        if fire := hooks.on_before_backward:
+            fire(loss)
+        run.backward(loss)
+        turn.pending += 1
+        if fire := hooks.on_after_backward:
+            fire()
+    if stepping and turn.pending and optimizer is not None:
+        _finish_gradients(run, turn)
+    return output, loss
+
+
+def _closure_batch(run: Run, turn: Turn, batch: Any, index: int, stepping: bool, share: int) -> Any:
+    """The same for LBFGS, an optimizer not of torch's, or a module that overrides ``optimizer_step``."""
+    clears, output = turn.pending == 0, _NOT_RUN
 
     def closure() -> Any:
         nonlocal output
-        loss = output = None
-        if batch is not None:
-            if remember := run.remember:
-                remember(turn.step)
-            output = turn.step(batch, index) if turn.step_takes_index else turn.step(batch)
-            loss = loss_of(output, run)
-        if clears and optimizer is not None:
-            _clear_gradients(run, turn, index)
-        if loss is not None:
-            if type(output) is not Tensor and "weight" in output:
-                loss = _weighted(loss, output["weight"], turn)
-            elif share != 1:
-                loss = loss / share
-            if fire := hooks.on_before_backward:
-                fire(loss)
-            run.backward(loss)
-            turn.pending += 1
-            if fire := hooks.on_after_backward:
-                fire()
-        if stepping and turn.pending and optimizer is not None:
-            _finish_gradients(run, turn)
+        output, loss = _propagate(run, turn, batch, index, stepping, share, clears)
         return loss
 
-    if not stepping or optimizer is None:
+    if not stepping:
         closure()
-        turn.stepped = stepping
-    elif turn.closure_first:  # torch's optimizers: the same result as step(closure), four frames fewer
-        closure()
-        if turn.pending:  # none are, where every batch of the window was skipped
-            turn.advance()
-            turn.stepped = True
-    else:  # LBFGS, an optimizer not of torch's, or a module that overrides optimizer_step
-        output = _NOT_RUN
-        run.optimizer_step(run.state.position.epoch, index, turn.wrapped, closure)
-        if output is _NOT_RUN:
-            raise MisconfigurationError(
-                f"{type(run.module).__name__}.optimizer_step() did not call optimizer_closure, which trains on the "
-                "batch. Call optimizer.step(closure=optimizer_closure), or optimizer_closure() alone."
-            )
-    if stepping:
-        turn.pending = 0
+        return output
+    run.optimizer_step(run.state.position.epoch, index, turn.wrapped, closure)
+    if output is _NOT_RUN:
+        raise MisconfigurationError(
+            f"{type(run.module).__name__}.optimizer_step() did not call optimizer_closure, which trains on the "
+            "batch. Call optimizer.step(closure=optimizer_closure), or optimizer_closure() alone."
+        )
+    turn.pending = 0
     return output
 
 

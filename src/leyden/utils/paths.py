@@ -134,10 +134,10 @@ def join(*parts: AnyPath) -> str:
 def atomic_write(path: AnyPath, storage_options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that appears at ``path``, whole and synced to disk, when the block ends without exception.
 
-    It may be read too. Until then, and after an exception, ``path`` is what it was. The bytes go to a hidden file in the same folder, so
-    that the last step is a rename, which a crash cannot leave half done. For a remote path they go to a local
-    temporary file, and are uploaded when the block ends; object stores show an object only once it is complete. The
-    first time that a process writes to a folder, it clears what killed ones have left there.
+    It may be read too. Until then, and after an exception, ``path`` is what it was. The bytes go to a hidden file in
+    the same folder, so that the last step is a rename, which a crash cannot leave half done. For a remote path they go
+    to a local temporary file, and are uploaded when the block ends; object stores show an object only once it is
+    complete. The first time that a process writes to a folder, it clears what killed ones have left there.
 
     Args:
         path: The file to write; the folder must be there.
