@@ -1,5 +1,6 @@
 """The Trainer's arguments that no other test is about, and what can be read from a Trainer."""
 
+import copy
 import inspect
 from dataclasses import fields
 from pathlib import Path
@@ -250,3 +251,19 @@ def test_fit_says_why_it_stopped(capfd):
 def test_nothing_is_left_in_the_working_directory_by_a_bare_trainer():
     bare().fit(TinyModel(), tiny_loader())
     assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_trainer_that_has_run_can_be_copied():
+    trainer = leyden.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(TinyModel(), tiny_loader(2))
+    copied = copy.deepcopy(trainer)
+    assert copied.global_step == 2
+    assert copied.optimizers[0] is not trainer.optimizers[0]
+    assert trainer.lightning_module is not copied.lightning_module

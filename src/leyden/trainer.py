@@ -397,6 +397,7 @@ class Trainer(RunViews):
                 raise
             finally:
                 run.listening.end()
+                run.listening = None
             finish(run)
         return result
 

@@ -114,6 +114,8 @@ class SteppingOptimizer:
         return type(self.optimizer)
 
     def __getattr__(self, name: str) -> Any:
+        if "optimizer" not in self.__dict__:  # while it is being copied
+            raise AttributeError(name)
         return getattr(self.__dict__["optimizer"], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
