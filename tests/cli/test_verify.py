@@ -100,12 +100,18 @@ class Slow(BoringModel):
 def test_when_it_is_ended_its_run_is_too(tmp_path, how):
     (tmp_path / "slow.py").write_text(SLOW)
     environment = os.environ | {"TMPDIR": str(tmp_path)}
-    main = subprocess.Popen([*VERIFY, "slow.py:Slow"], cwd=tmp_path, stderr=subprocess.DEVNULL, env=environment)
+    main = subprocess.Popen(
+        [*VERIFY, "slow.py:Slow"],
+        cwd=tmp_path,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     while not (found := list(tmp_path.glob("pid-*"))):
         assert main.poll() is None
         time.sleep(0.1)
     main.send_signal(how)
-    assert main.wait() == -how
+    assert main.wait(timeout=60) == -how
     pid = int(found[0].name.removeprefix("pid-"))
     for _ in range(100):
         try:
