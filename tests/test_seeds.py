@@ -385,7 +385,7 @@ def test_metrics_of_torchmetrics_can_be_logged_and_shown():
 # Arguments of the Trainer.
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so none is missing")
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_gpus_is_translated_and_a_missing_gpu_named(gpus):
     with (
@@ -397,7 +397,7 @@ def test_gpus_is_translated_and_a_missing_gpu_named(gpus):
         Trainer(max_epochs=5, gpus=gpus)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, so none is missing")
 def test_a_missing_gpu_is_named():
     with pytest.raises(MisconfigurationError, match="accelerator='gpu' finds no such device"):
         Trainer(accelerator="gpu", devices=2)

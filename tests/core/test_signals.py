@@ -335,3 +335,16 @@ def test_in_a_notebook_ctrl_c_ends_training_and_the_next_cell_runs(monkeypatch, 
     assert str(stopped.trainer.state.status) == "interrupted"
     resumed = fit(Model(), path="kept/preempt.ckpt")
     assert all(torch.equal(resumed.state_dict()[name], weight) for name, weight in whole.items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_validation_that_is_broken_off_leaves_the_model_in_training_mode_and_the_trainer_ready(number):
+    model = Model(number, "validation")
+    with pytest.raises((KeyboardInterrupt, SIGTERMException)):
+        fit(model)
+    assert all(part.training for part in model.modules())
+    validated = model.validated
+    loader = DataLoader(tiny_data(80), batch_size=16, shuffle=True)
+    model.trainer.fit(model, loader, tiny_loader(3, seed=1))  # goes on, with the validation that was broken off
+    assert model.trainer.global_step == 15
+    assert model.validated - validated == 3 * 5  # behind batch 4, and behind 2 and 4 of the other two epochs

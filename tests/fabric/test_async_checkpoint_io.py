@@ -341,7 +341,7 @@ if role == "forgets":
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_program_that_ends_leaves_a_whole_file_does_not_hang_and_tells_of_what_failed(tmp_path):
     (tmp_path / "file").touch()
     done = subprocess.run(

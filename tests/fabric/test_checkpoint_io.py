@@ -258,7 +258,7 @@ print(kills, halfway, newest)
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_ten_kills_while_saving_50_mb_leave_a_whole_file_each_time(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", KILL, str(tmp_path)],
@@ -401,7 +401,7 @@ def test_an_open_file_that_cannot_go_back_is_read_too():
         sender.join()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="no file can be kept from this user")
 def test_a_file_that_may_not_be_read_is_named_with_the_reason(tmp_path):
     checkpoints.save_checkpoint(checkpoint(), tmp_path / "a.ckpt")
     (tmp_path / "a.ckpt").chmod(0)

@@ -215,7 +215,7 @@ print((saved - before) // 1024, (peak() - saved) // 1024)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is in KiB on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="systems other than Linux count peak memory otherwise")
 def test_neither_saving_nor_verifying_holds_the_state_twice(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path / "a.ckpt")], capture_output=True, text=True, check=True

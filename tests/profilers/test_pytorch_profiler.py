@@ -109,7 +109,7 @@ def test_bad_arguments_are_refused(options, message):
         PyTorchProfiler(**options)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_nvtx_without_cuda_is_refused():
     with pytest.raises(MisconfigurationError, match=r"emit_nvtx=True.*needs CUDA"):
         PyTorchProfiler(emit_nvtx=True)

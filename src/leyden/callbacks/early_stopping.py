@@ -152,12 +152,11 @@ class EarlyStopping(Callback):
         reason, message = EarlyStoppingReason.NOT_STOPPED, None
         if self.monitor in metrics:
             reason, message = self._judge(metrics[self.monitor].detach().to("cpu"))
-        elif validates(trainer) and not self._validated:
-            pass  # the first validation may yet log it
-        elif self.strict:
-            raise MissingMetricError(f"{self._absent(metrics)} With strict=False training goes on without it.")
-        elif self.verbose:
-            warn("LD130", self._absent(metrics), subject=self.monitor)
+        elif self._validated or not validates(trainer):  # else the first validation may yet log it
+            if self.strict:
+                raise MissingMetricError(f"{self._absent(metrics)} With strict=False training goes on without it.")
+            if self.verbose:
+                warn("LD130", self._absent(metrics), subject=self.monitor)
 
         mine = reason is not EarlyStoppingReason.NOT_STOPPED
         if not trainer.strategy.any(mine):

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from leyden.core.types import Trainer
 
 _names = LazyModule("leyden.callbacks.checkpoint_names")
+_signals = LazyModule("leyden.core.signals")
 _storage = LazyModule("leyden.core.storage")
 
 _MOST_FAILURES = 3  # in a row, of which the last ends the run
@@ -350,6 +351,8 @@ class ModelCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Forget what was never written; save at once if wanted."""
+        if trainer.state.signal and self.dirpath is not None:
+            self._own.add(join(self.dirpath, _signals.FILE_NAME))
         self._unwritten.clear()
         if not self.save_on_exception or self.dirpath is None or not in_training(trainer):
             return

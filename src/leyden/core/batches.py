@@ -148,7 +148,7 @@ class Batches:
 
     def _hand_out(self, iterator: Iterator[Any], dataloader_idx: int, done: int) -> Iterator[Any]:
         """What is left of a pass of which ``done`` batches are over, and gone from ``iterator``."""
-        count, transfer = self.count, self.transfer
+        count, transfer, reading = self.count, self.transfer, self.reading
         self.is_last = done >= count
         try:
             if not self.is_last:
@@ -184,8 +184,8 @@ class Batches:
             raise
         finally:
             self.fetching = False
-            if self.reading is not None:
-                self.reading.close()
+            if reading is not None:  # which may no longer be the one in progress
+                reading.close()
 
     def end_workers(self) -> None:
         """End the worker processes that DataLoaders keep from pass to pass."""

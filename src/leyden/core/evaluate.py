@@ -16,7 +16,8 @@ on_{...}_end
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -117,33 +118,31 @@ def _evaluate(run: Run, stage: Stage, predictions: list[list[Any]] | None = None
     step, arity = _step_of(run, word, several)
     outer_stage, state.stage = state.stage, stage
     entered = results.enter(stage)
-    modes = _start_evaluating(run.module, word)
+    with _in_evaluation_mode(run.module, word):
+        if fire := getattr(hooks, f"on_{word}_start"):
+            fire()
+        if fire := getattr(hooks, f"on_{word}_epoch_start"):
+            fire()
+        for index, batches in enumerate(loaders):
+            results.enter(stage, f"/{batches.name}" if several else "")
+            results.hook = f"{word}_step"
+            kept: list[Any] | None = None
+            if predictions is not None:
+                predictions.append(kept := [])
+            _evaluate_loader(run, stage, batches, index, step, arity, kept)
+            if several:
+                results.end_loader()
+        results.enter(stage)
+        results.begin_batch(None)
+        results.ended = True
+        if fire := getattr(hooks, f"on_{word}_epoch_end"):
+            fire()
+        found = _reduce(run, stage, [batches.name for batches in loaders])
+        if outer_stage is Stage.TRAIN and stage is Stage.VALIDATE:
+            state.position.tail = VALIDATED
+        if fire := getattr(hooks, f"on_{word}_end"):
+            fire()
 
-    if fire := getattr(hooks, f"on_{word}_start"):
-        fire()
-    if fire := getattr(hooks, f"on_{word}_epoch_start"):
-        fire()
-    for index, batches in enumerate(loaders):
-        results.enter(stage, f"/{batches.name}" if several else "")
-        results.hook = f"{word}_step"
-        kept: list[Any] | None = None
-        if predictions is not None:
-            predictions.append(kept := [])
-        _evaluate_loader(run, stage, batches, index, step, arity, kept)
-        if several:
-            results.end_loader()
-    results.enter(stage)
-    results.begin_batch(None)
-    results.ended = True
-    if fire := getattr(hooks, f"on_{word}_epoch_end"):
-        fire()
-    found = _reduce(run, stage, [batches.name for batches in loaders])
-    if outer_stage is Stage.TRAIN and stage is Stage.VALIDATE:
-        state.position.tail = VALIDATED
-    if fire := getattr(hooks, f"on_{word}_end"):
-        fire()
-
-    _stop_evaluating(run.module, word, modes)
     results.leave(entered)
     state.stage = outer_stage
     return found
@@ -228,19 +227,27 @@ def _step_of(run: Run, word: str, several: bool) -> tuple[Callable[..., Any], in
     return run.timed(name, with_step_end(bound, run.module, f"{name}_end", run.results)), arity
 
 
-def _start_evaluating(module: LightningModule, word: str) -> list[tuple[nn.Module, bool]]:
-    """Evaluation mode; returns the mode that every submodule had."""
+@contextmanager
+def _in_evaluation_mode(module: LightningModule, word: str) -> Iterator[None]:
+    """Inside in evaluation mode; afterwards, whatever happens, every submodule is in the mode it had.
+
+    So layers that were frozen in evaluation mode stay so, and a run that was broken off goes on in training mode.
+    """
     modes = [(part, part.training) for part in module.modules()]
     getattr(module, f"on_{word}_model_eval")()
-    return modes
-
-
-def _stop_evaluating(module: LightningModule, word: str, modes: list[tuple[nn.Module, bool]]) -> None:
-    """Every submodule back in the mode it had, so that layers frozen in evaluation mode stay so."""
+    try:
+        yield
+    except BaseException:
+        _set_modes(modes)
+        raise
     hook = f"on_{word}_model_train"
     if overrides(module, hook, LightningModule) and hasattr(module, hook):
         getattr(module, hook)()
-        return
+    else:
+        _set_modes(modes)
+
+
+def _set_modes(modes: list[tuple[nn.Module, bool]]) -> None:
     for part, training in modes:
         part.training = training
 
