@@ -20,7 +20,6 @@ from leyden.callbacks.monitoring import looks_at_train_epoch_end
 from leyden.core.callback import Callback
 from leyden.core.due import must_stop, scheduler_is_due, validates_in_this_epoch, validation_is_due
 from leyden.core.evaluate import ready_to_validate
-from leyden.core.fit import accumulation
 from leyden.core.hooks import HOOKS, overrides
 from leyden.core.lifecycle import fail, finish, prepare
 from leyden.core.module import LightningModule
@@ -28,6 +27,7 @@ from leyden.core.optimizers import LRSchedulerConfig, Turn
 from leyden.core.preflight import check_optimization, check_schedules
 from leyden.core.run import Run
 from leyden.core.state import Stage
+from leyden.core.train_batch import accumulation
 
 # Where the walk ends though the run would go on.
 MOST_BATCHES = 1_000_000

@@ -18,7 +18,7 @@ from leyden.trainer import Trainer
 from models import TinyModel, ready_loader
 
 FRAMES, FILES = 6, 2
-CALLS_OF_A_STEP = 20
+CALLS_OF_A_STEP = 12
 CALLS_OF_A_LOG = 2
 STEPS = 10
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from types import GeneratorType
@@ -82,14 +83,13 @@ class Batches:
         reading: The pass in progress, or the last one; None for combined loaders.
         fast: Batches may be gathered from tensors, see reading.py.
         done: Index of the batch handed out last.
-        fetching: A batch is waited for.
     """
 
     knows_its_place = True
     reading: Pass | None = None
     fast = True
-    fetching = False
     done = 0
+    _handing_out: weakref.ref[Iterator[Any]] | None = None
 
     def __init__(
         self, loader: Any, where: str, limit: int | float | None, option: str, transfer: Transfer | None, name: str = ""
@@ -111,7 +111,13 @@ class Batches:
 
     def run(self, dataloader_idx: int = 0) -> Iterator[Any]:
         """One pass."""
-        return self._hand_out(self._begin(), dataloader_idx, 0)
+        return self._passing(self._begin(), dataloader_idx, 0)
+
+    @property
+    def fetching(self) -> bool:
+        """A batch is waited for, or on its way to the device."""
+        generator = None if self._handing_out is None else self._handing_out()
+        return isinstance(generator, GeneratorType) and generator.gi_running
 
     def begin_epoch(self, epoch: int) -> None:
         """Tell every sampler which epoch this is, so that it can order its data by it."""
@@ -146,29 +152,30 @@ class Batches:
         """The samples' indices of the batch in work, as the sampler gave them; None where they are not known."""
         return None if self.reading is None else self.reading.indices_of(self.done)
 
-    def _hand_out(self, iterator: Iterator[Any], dataloader_idx: int, done: int) -> Iterator[Any]:
+    def _passing(self, iterator: Iterator[Any], dataloader_idx: int, done: int) -> Iterator[Any]:
         """What is left of a pass of which ``done`` batches are over, and gone from ``iterator``."""
+        generator = self._hand_out(iterator, dataloader_idx, done)
+        self._handing_out = weakref.ref(generator)
+        return generator
+
+    def _hand_out(self, iterator: Iterator[Any], dataloader_idx: int, done: int) -> Iterator[Any]:
         count, transfer, reading = self.count, self.transfer, self.reading
+        last, at = count - 1, done - 1
         self.is_last = done >= count
         try:
             if not self.is_last:
-                if not self._known:  # never beyond a limit: the next batch may be dear, or have yet to come
-                    limit = None if self._whole or count == math.inf else int(count) - done
-                    iterator = _read_ahead(islice(iterator, limit), self)
-                self.fetching = True
-                for batch in iterator:
-                    self.done = done
-                    done += 1
-                    if done >= count:
+                # Never beyond a limit: the next batch may be dear, or have yet to come.
+                batches = iterator if count == math.inf else islice(iterator, int(count) - done)
+                if not self._known:
+                    batches = _read_ahead(iterator if self._whole else batches, self)
+                for at, batch in enumerate(batches, done):
+                    self.done = at
+                    if at >= last:
                         self.is_last = True
-                    if transfer is not None:
-                        batch = transfer(batch, dataloader_idx)
-                    self.fetching = False
-                    yield batch
-                    if done >= count:
+                    yield batch if transfer is None else transfer(batch, dataloader_idx)
+                    if at >= last:
                         break
-                    self.fetching = True
-                if done == 0:
+                if at < 0:
                     raise MisconfigurationError(
                         f"{self.where} gave no batch at all. An iterator, such as a generator, can be read only once: "
                         "give a DataLoader, or an object whose __iter__ begins anew."
@@ -183,7 +190,6 @@ class Batches:
                     raise explained from error
             raise
         finally:
-            self.fetching = False
             if reading is not None:  # which may no longer be the one in progress
                 reading.close()
 
@@ -222,7 +228,7 @@ class TrainBatches(Batches):
         self.knows_its_place, self._lane_state = True, None
         if position.batch:
             set_rng_state(now)  # the loader's own generators have drawn what they draw in the epoch
-        return self._hand_out(iterator, 0, position.batch)
+        return self._passing(iterator, 0, position.batch)
 
     def check_resumable(self) -> None:
         """Refuse what cannot be read again from where a checkpoint was made."""

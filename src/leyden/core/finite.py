@@ -89,11 +89,12 @@ class Check:
         self.run = run
         self.device: torch.device = run.strategy.device
         self._state: Callable[[], Any] = torch.default_generator.get_state
-        self._begun: tuple[Callable[..., Any] | None, int, Any] = (None, 0, None)
+        self._begun: tuple[Callable[..., Any] | None, float, Any] = (None, 0, None)
         self._draws = self.settles_late or any(isinstance(part, _DropoutNd) for part in run.module.modules())
         self._learning = 0 if self._draws else 16
         self._statistics = [] if self.settles_late else _running_statistics(run.module)
         self._kept = [statistic.clone() for statistic in self._statistics]
+        self._backward: Callable[..., None] | None = None
         self._weights: list[Tensor] = []
         self._origin: list[Tensor] = []
         self._origin_of = -1
@@ -107,7 +108,7 @@ class Check:
 
     def guard(self, backward: Callable[..., None]) -> Callable[..., None]:
         """``backward``, which is not reached by a loss that is not finite."""
-        is_finite = math.isfinite
+        is_finite, self._backward = math.isfinite, backward
 
         def checked(loss: Tensor, *args: Any, **options: Any) -> None:
             try:
@@ -118,9 +119,16 @@ class Check:
                 self.stop(self._step(), loss, options.get("inputs"))
             if self._learning:
                 self._learn()
-            backward(loss, *args, **options)
+            if args or options:
+                backward(loss, *args, **options)
+            else:
+                backward(loss)
 
         return checked
+
+    def refuse(self, loss: Tensor) -> NoReturn:
+        """End the run because of ``loss``, that of the step in work."""
+        self.stop(self._step(), loss)
 
     def arm(self, optimizers: list[Optimizer]) -> None:
         """Take note of the optimizers that will step."""
@@ -166,6 +174,13 @@ class Check:
         before, self._learning = self._begun[2], self._learning - 1
         if before is not None and not torch.equal(before, self._state()):
             self._draws, self._learning = True, 0
+        elif not (self._learning or self._kept or self._weights) and self._is_of_one_turn():
+            # Nothing more is to be learnt from how a step begins.
+            self._begun = self.run.turns[0].step, math.inf, None
+            self.run.remember, self.run.unguarded = None, self._backward
+
+    def _is_of_one_turn(self) -> bool:
+        return len(self.run.turns) == 1 and self.run.module.automatic_optimization
 
     def _keep(self) -> None:
         """Copy what a step changes before its loss can be looked at."""

@@ -164,6 +164,7 @@ class Results:
     Attributes:
         hook: The step or hook that is running.
         batch: The batch in work, from which the number of samples is taken.
+        samples: That number; None until it is needed.
         entries: The entries of the stage and loader in work, by place and name.
         by_step: Something was logged by step in the stage in work.
         due_media: Images and the like that go to the loggers with the next values, by name.
@@ -174,7 +175,6 @@ class Results:
         "_finished_bar",
         "_finished_callback",
         "_media",
-        "_samples",
         "_suffix",
         "_tables",
         "batch",
@@ -185,6 +185,7 @@ class Results:
         "hook",
         "logged_metrics",
         "module",
+        "samples",
         "stage",
     )
 
@@ -192,6 +193,7 @@ class Results:
         self.module = module
         self.hook = ""
         self.batch: Any = None
+        self.samples: int | None = None
         self.by_step = False
         self.ended = False
         self.stage: Stage | None = None
@@ -199,7 +201,6 @@ class Results:
         self.entries: dict[tuple[str, str], Entry] = {}
         self.due_media: dict[str, Any] = {}
         self._media: dict[tuple[Stage | None, bool, str], Any] = {}  # by stage, by step or epoch, and name
-        self._samples: int | None = None
         self._suffix = ""
         self._tables: dict[tuple[Stage | None, str], dict[tuple[str, str], Entry]] = {}
         self._finished_callback: dict[str, Any] = {}
@@ -225,7 +226,7 @@ class Results:
     def begin_batch(self, batch: Any) -> None:
         """The steps and hooks that follow are about ``batch``; None when they are about no batch in particular."""
         self.batch = batch
-        self._samples = None
+        self.samples = None
 
     # self.log
 
@@ -274,7 +275,7 @@ class Results:
         if entry.epoch_name is not None:
             samples: float = 0
             if entry.reduction == "mean":
-                samples = (self._samples or self._count_samples(name)) if batch_size is None else batch_size
+                samples = (self.samples or self._count_samples(name)) if batch_size is None else batch_size
                 if type(total := entry.total) is Tensor:  # as accumulate does, without the call
                     entry.weight += samples
                     total.add_(value, alpha=samples)
@@ -409,7 +410,7 @@ class Results:
                 f"self.log({name!r}, on_epoch=True) needs the number of samples, and the batch holds no tensor to "
                 f"take it from. Pass it: self.log({name!r}, value, batch_size=...)."
             )
-        self._samples = size
+        self.samples = size
         return size
 
     # What comes out.

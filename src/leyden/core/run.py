@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
+from operator import methodcaller
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim import optimizer as torch_optimizer
 
+from leyden.core.backward import resolve_backward
 from leyden.core.batches import (
     Batches,
     Source,
@@ -98,7 +100,9 @@ class Run:
         loader_state: The training loader's own state in it.
         check: Looks at every loss before it is propagated; None where nobody wants that.
         unscale: The precision's; None where it does nothing.
-        remember: Told of every training step as it begins, for the check.
+        remember: Told of every training step as it begins, for the check; None where it need not be.
+        unguarded: ``backward`` without the check, once that wants of a plain step no more than the loss itself; else
+            None.
         compiling: Compiles the training step; None where nobody wants that.
     """
 
@@ -139,6 +143,7 @@ class Run:
         self.checkpoint: dict[str, Any] | None = None
         self.check: Any = None
         self.remember: Callable[..., Any] | None = None
+        self.unguarded: Callable[..., None] | None = None
         self.compiling: Any = None
 
         self.optimizers: list[Optimizer] = []
@@ -231,7 +236,8 @@ class Run:
             self.compiling = _compiling.Compiling(self)
         self.training_step, self.step_takes_index = self._bind(module.training_step)
         self._bind_turns()
-        self.backward = _backward if _leaves_as_is(precision, "backward", "scale") else precision.backward
+        plainly = _leaves_as_is(precision, "backward", "scale")
+        self.backward = resolve_backward(self.strategy.device, options.fast_paths) if plainly else precision.backward
         self.unscale = None if _leaves_as_is(precision, "unscale") else precision.unscale
         if overrides(module, "backward", LightningModule):
             backward = self._method("backward")
@@ -319,7 +325,9 @@ class Run:
         """What steps ``optimizer``, and what clears its gradients."""
         precision = self.strategy.precision
         if not self.options.fast_paths:
-            return self.timed("optimizer_step", partial(precision.step, optimizer)), lambda: optimizer.zero_grad()
+            plainly = _leaves_as_is(precision, "step")
+            advance = partial(_STEP, optimizer) if plainly else partial(precision.step, optimizer)
+            return self.timed("optimizer_step", advance), partial(_ZERO_GRAD, optimizer)
         advance = _direct_step.advancing(optimizer, precision)
         return self.timed("optimizer_step", advance), _direct_step.clearing(optimizer)
 
@@ -542,13 +550,13 @@ class Run:
                 optimizer.load_state_dict(optimizer.state_dict())  # moves its state to its parameters' device
 
 
+# These find the method anew at every call, since schedulers and others wrap it, and take no frame of Python's.
+_STEP, _ZERO_GRAD = methodcaller("step"), methodcaller("zero_grad")
+
+
 def _leaves_as_is(precision: Precision, *names: str) -> bool:
     """``precision`` has the methods ``names`` from the base class, where they do nothing of their own."""
     return not any(overrides(precision, name, Precision) for name in names)
-
-
-def _backward(loss: Tensor, *args: Any, **options: Any) -> None:
-    loss.backward(*args, **options)
 
 
 def in_context(step: Callable[..., Any], precision: Any) -> Callable[..., Any]:
