@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -19,20 +20,34 @@ def resolve_backward(device: torch.device, fast: bool) -> Callable[..., None]:
     """
     if not fast or device.type != "cpu" or not _is_torchs_own():
         return _backward
-    propagate = Variable._execution_engine.run_backward
-    ones_like = torch.ones_like
+    return _short_backward
 
-    def backward(loss: Tensor, *args: Any, **options: Any) -> None:
-        if args or options or type(loss) is not Tensor or loss.ndim or not loss.is_floating_point():
-            loss.backward(*args, **options)
-        else:
-            propagate((loss,), (ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
-    return backward
+def of_scalars(backward: Callable[..., None]) -> Callable[[Tensor], None]:
+    """``backward`` for losses that are plain real tensors of shape ``()``, with nothing to look at any more."""
+    return _NAMED if backward is _backward else _propagate if backward is _short_backward else backward
 
 
 def _backward(loss: Tensor, *args: Any, **options: Any) -> None:
     loss.backward(*args, **options)
+
+
+def _short_backward(loss: Tensor, *args: Any, **options: Any) -> None:
+    if args or options or type(loss) is not Tensor or loss.ndim or not loss.is_floating_point():
+        loss.backward(*args, **options)
+    else:
+        _propagate(loss)
+
+
+def _propagate(
+    loss: Tensor,
+    run: Callable[..., Any] = Variable._execution_engine.run_backward,
+    ones_like: Callable[[Tensor], Tensor] = torch.ones_like,
+) -> None:
+    run((loss,), (ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+_NAMED = methodcaller("backward")  # without a frame of Python's
 
 
 def _is_torchs_own() -> bool:

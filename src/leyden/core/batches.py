@@ -7,6 +7,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from types import GeneratorType
 from typing import Any
@@ -28,6 +29,7 @@ from leyden.utils.tree import move_data_to_device
 Transfer = Callable[[Any, int], Any]
 
 _faults = LazyModule("leyden.core.faults")
+_prefetch = LazyModule("leyden.core.prefetch")
 _END = object()
 
 
@@ -447,11 +449,18 @@ def without_shuffling(loader: Any, where: str) -> Any:
     )
 
 
-def resolve_transfer(module: Any, datamodule: Any, module_base: type, strategy: Any) -> Transfer | None:
+def resolve_transfer(module: Any, datamodule: Any, module_base: type, strategy: Any, fast: bool) -> Transfer | None:
     """How a batch gets to the device, or None when it is there already and nobody wants to see it on its way.
 
     The hooks ``on_before_batch_transfer``, ``transfer_batch_to_device`` and ``on_after_batch_transfer`` are the
     datamodule's where it has them, the module's otherwise.
+
+    Args:
+        module: The user's.
+        datamodule: The user's, or None.
+        module_base: The class whose hooks do nothing.
+        strategy: Has the device and the precision.
+        fast: Have a GPU copy a batch while it works on the one before.
     """
     device, precision = strategy.device, strategy.precision
     hooks: dict[str, Callable[..., Any]] = {}
@@ -473,13 +482,16 @@ def resolve_transfer(module: Any, datamodule: Any, module_base: type, strategy: 
     if not hooks and not precision.casts_input and device.type == "cpu":
         return None
     before, move, after = (hooks.get(name) for name in _TRANSFER_HOOKS)
+    to_device: Callable[[Any], Any] = partial(move_data_to_device, device=device)
+    if fast and move is None and device.type == "cuda":
+        to_device = _prefetch.SideCopies(_prefetch.Streams(device))
 
     def transfer(batch: Any, dataloader_idx: int) -> Any:
         if precision.casts_input:
             batch = precision.convert_input(batch)
         if before is not None:
             batch = before(batch, dataloader_idx)
-        batch = move_data_to_device(batch, device) if move is None else move(batch, device, dataloader_idx)
+        batch = to_device(batch) if move is None else move(batch, device, dataloader_idx)
         return batch if after is None else after(batch, dataloader_idx)
 
     return transfer

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import LBFGS, Optimizer
 
+from leyden.core.backward import of_scalars
 from leyden.core.results import Results
 from leyden.core.state import Position, Stage
 from leyden.utils.errors import NonFiniteLossError
@@ -108,7 +109,7 @@ class Check:
 
     def guard(self, backward: Callable[..., None]) -> Callable[..., None]:
         """``backward``, which is not reached by a loss that is not finite."""
-        is_finite, self._backward = math.isfinite, backward
+        is_finite, self._backward = math.isfinite, of_scalars(backward)
 
         def checked(loss: Tensor, *args: Any, **options: Any) -> None:
             try:

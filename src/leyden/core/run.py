@@ -214,7 +214,8 @@ class Run:
     def place_module(self) -> None:
         """Put the module on the device in its number type; resolve how batches get there."""
         self.strategy.setup_module(self.module)
-        self._transfer = resolve_transfer(self.module, self.datamodule, LightningModule, self.strategy)
+        fast = self.options.fast_paths
+        self._transfer = resolve_transfer(self.module, self.datamodule, LightningModule, self.strategy, fast)
 
     def prepare_training(self) -> None:
         """Make the optimizers and bind everything that a training step calls."""

@@ -68,7 +68,7 @@ def move_data_to_device(batch: Any, device: torch.device | str) -> Any:
             return leaf.to(device, non_blocking=leaf.device.type == "cpu" and device.type == "cuda")
         return leaf.to(device)
 
-    return tree_map(move, batch, _HasTo)
+    return tree_map(move, batch, HasTo)
 
 
 class _Movable(type):
@@ -78,7 +78,7 @@ class _Movable(type):
         return isinstance(leaf, Tensor) or (callable(getattr(leaf, "to", None)) and not isinstance(leaf, type))
 
 
-class _HasTo(metaclass=_Movable):
+class HasTo(metaclass=_Movable):
     """Stands for every movable type in ``isinstance``."""
 
 
