@@ -24,7 +24,7 @@ from leyden.fabric.checkpoint_io import CheckpointIO
 from leyden.fabric.precision import DoublePrecision, Precision
 from leyden.fabric.strategies.strategy import Strategy
 from leyden.loggers.logger import Logger
-from leyden.option_checks import CHECKS
+from leyden.option_checks import CHECKS, check_argument
 from leyden.options import TrainerOptions
 from leyden.utils.errors import LeydenWarning, MisconfigurationError, NotBuiltError
 
@@ -430,3 +430,9 @@ def test_values_of_lightning_1_are_read_with_a_warning(name: str, old: Any, toda
 def test_environment_variables_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_TRAINER_MAX_EPOCHS", "3")
     assert TrainerOptions().max_epochs is None
+
+
+@pytest.mark.parametrize("option", fields(TrainerOptions), ids=lambda option: option.name)
+def test_every_default_passes_its_own_check_and_is_kept_as_it_is(option):
+    # So nobody need check it where nothing is given.
+    assert check_argument(option.name, option.default) is option.default

@@ -178,8 +178,9 @@ class TrainerOptions:
     compile: Literal["model", "step", "auto"] | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._keep(field.name, check_argument(field.name, getattr(self, field.name)))
+        for name, default in _DEFAULTS.items():
+            if (given := getattr(self, name)) is not default:  # which passes its check, and is kept as it is
+                self._keep(name, check_argument(name, given))
         _check_durations(self)
         _check_validation_interval(self)
         if self.val_check_interval is None and self.check_val_every_n_epoch is None:
@@ -196,6 +197,7 @@ class TrainerOptions:
         object.__setattr__(self, name, value)  # the class is frozen
 
 
+_DEFAULTS = {option.name: option.default for option in fields(TrainerOptions)}
 # What barebones=True turns off, and how.
 _BARE = {
     "logger": False,

@@ -95,7 +95,7 @@ class Trainer(RunViews):
     def __init__(self, **given: Any) -> None:
         speak_plainly()
         forget_warnings(check_argument("warnings", given.get("warnings")))
-        arguments, self._given_to_fit = _legacy.accept(given) if given.keys() - _OPTIONS else (given, {})
+        arguments, self._given_to_fit = (given, {}) if given.keys() <= _OPTIONS else _legacy.accept(given)
         self.options = _as_trial(TrainerOptions(**arguments))
         options = self.options
         self.state = RunState()

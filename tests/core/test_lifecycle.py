@@ -47,6 +47,16 @@ def test_after_a_run_that_ends_well_a_failing_teardown_is_an_error():
         bare(callbacks=[Tidies()]).fit(TinyModel(), tiny_loader())
 
 
+def test_after_a_run_that_ends_well_all_are_torn_down_and_the_last_error_tells_of_those_before():
+    first, second, model = Tidies(), Tidies(), TinyModel()
+    with pytest.raises(RuntimeError, match="teardown failed") as raised:
+        bare(callbacks=[first, second]).fit(model, tiny_loader())
+    assert first.calls == second.calls == ["teardown fit"]
+    assert str(raised.value.__context__) == "teardown failed"
+    assert raised.value.__context__.__context__ is None
+    assert model._results is None  # the very last call was made as well
+
+
 def test_minus_one_from_a_callback_does_not_end_the_epoch():
     class SaysStop(leyden.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, SubsetRandomSampler, get_worker_info
 
 from leyden.core.datamodule import LightningDataModule
+from leyden.core.loader_checks import _data_loaders
 from leyden.trainer import Trainer
 from leyden.utils.errors import LeydenWarning
 from models import TinyModel, ValidatedModel, tiny_data, tiny_loader
@@ -153,3 +154,20 @@ def test_persistent_workers_of_loaders_that_are_made_anew_in_every_epoch_warn():
     with pytest.warns(LeydenWarning, match=r"persistent_workers=True does nothing with reload_dataloaders.*LD295"):
         trainer_of(reload_dataloaders_every_n_epochs=1).fit(TinyModel(), Data())
     assert said(lambda: trainer_of(reload_dataloaders_every_n_epochs=2).fit(TinyModel(), Data())) == []
+
+
+def test_ready_batches_are_not_all_looked_at():
+    class Counting(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                looked.append(batch)
+                yield batch
+
+    looked: list[object] = []
+    batches = Counting(list(tiny_loader(4)) * 250)
+    assert list(_data_loaders(batches)) == []
+    assert len(looked) < 20
+    assert [type(loader) for loader in _data_loaders({"a": tiny_loader(2), "b": batches, "c": tiny_loader(2)})] == [
+        DataLoader,
+        DataLoader,
+    ]

@@ -31,6 +31,45 @@ def test_a_module_goes_to_the_device():
     assert Strategy("meta").setup_module(nn.Linear(2, 2)).weight.is_meta
 
 
+class OwnMove(nn.Linear):
+    """Counts how often it is told to move, by ``to`` or as a part of a module that is."""
+
+    moves = 0
+
+    def _apply(self, fn, recurse=True):
+        self.moves += 1
+        return super()._apply(fn, recurse)
+
+
+class OwnTo(nn.Linear):
+    moves = 0
+
+    def to(self, *args, **kwargs):
+        self.moves += 1
+        return super().to(*args, **kwargs)
+
+
+def test_classes_that_move_in_their_own_way_are_told_where_they_are_there_already_too():
+    assert Strategy("cpu").setup_module(OwnTo(2, 2)).moves == 1
+    assert Strategy("cpu").setup_module(nn.Sequential(nn.Linear(2, 2), OwnMove(2, 2)))[1].moves == 1
+
+
+def test_a_module_of_which_one_tensor_is_elsewhere_is_moved():
+    module = nn.Sequential(nn.BatchNorm1d(2, device="meta"), nn.Linear(2, 2, bias=False, device="meta"))
+    module[0].register_buffer("there", torch.zeros(1), persistent=False)
+    assert Strategy("meta").setup_module(module)[0].there.is_meta
+    module[1].weight = nn.Parameter(torch.zeros(2, 2))
+    assert Strategy("meta").setup_module(module)[1].weight.is_meta
+
+
+def test_a_module_that_is_on_the_device_is_left_as_it_is():
+    module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2, bias=False))
+    before = {name: (tensor, tensor.data_ptr()) for name, tensor in module.state_dict(keep_vars=True).items()}
+    assert Strategy("cpu").setup_module(module) is module
+    after = {name: (tensor, tensor.data_ptr()) for name, tensor in module.state_dict(keep_vars=True).items()}
+    assert all(after[name][0] is tensor and after[name][1] == place for name, (tensor, place) in before.items())
+
+
 def test_collectives_hand_back_what_they_got_without_waiting_for_the_device():
     strategy, value = Strategy("meta"), torch.ones(3, device="meta")  # reading a meta tensor's value would raise
     assert strategy.all_gather(value) is value

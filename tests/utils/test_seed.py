@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import leyden
+from leyden.utils import seed as seeds
 from leyden.utils.errors import LeydenWarning
-from leyden.utils.seed import isolate_rng, rng_state, seed_everything, set_rng_state
+from leyden.utils.seed import Lane, isolate_rng, rng_state, seed_everything, set_rng_state
 
 
 def draw():
@@ -145,3 +146,38 @@ def test_the_generators_of_gpus_belong_to_the_state():
     first = torch.rand((), device="cuda")
     set_rng_state(state)
     assert torch.equal(torch.rand((), device="cuda"), first)
+
+
+def outside(seed):
+    """What a generator draws that was seeded by hand."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    return [draw() for _ in range(700)]  # more than NumPy's generator makes at a time
+
+
+def test_a_lane_draws_what_its_seed_says_and_goes_on_where_it_was():
+    expected, lane = outside(7), Lane(7)
+    seed_everything(1, verbose=False)
+    before = draw()
+    seed_everything(1, verbose=False)
+    with lane:
+        first = [draw() for _ in range(300)]
+    assert draw() == before
+    with lane:
+        rest = [draw() for _ in range(400)]
+    assert first + rest == expected
+
+
+def test_a_lane_draws_the_same_under_a_numpy_that_wants_an_array_to_begin_with(monkeypatch):
+    expected = outside(7)[:5]
+
+    def array_wanted(self, n_words, dtype=None):
+        raise TypeError("Cannot convert list to numpy.ndarray")
+
+    monkeypatch.setattr(seeds._Zeros, "generate_state", array_wanted)
+    with Lane(7):
+        assert [draw() for _ in range(5)] == expected
+    monkeypatch.undo()
+    with Lane(7):
+        assert [draw() for _ in range(5)] == expected

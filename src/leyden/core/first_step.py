@@ -87,7 +87,7 @@ def hidden_parameters(module: LightningModule) -> Iterator[tuple[str, str, list[
     seen: set[int] | None = None
     for place, part in module.named_modules():
         for name, value in vars(part).items():
-            if not isinstance(value, (dict, list, tuple)) or not value or name in _SEEN_BY_TORCH:
+            if not isinstance(value, _CONTAINERS) or not value or name in _SEEN_BY_TORCH:
                 continue
             if seen is None:
                 seen = set(map(id, module.parameters()))
@@ -101,6 +101,7 @@ def hidden_parameters(module: LightningModule) -> Iterator[tuple[str, str, list[
                 yield ".".join(filter(None, (type(module).__name__, place, name))), type(value).__name__, hidden
 
 
+_CONTAINERS = (dict, list, tuple)
 # The dicts in which torch itself keeps parameters, and modules with theirs.
 _SEEN_BY_TORCH = ("_parameters", "_modules")
 
@@ -151,13 +152,8 @@ def _check_gradients(optimizer: Any, run: Run, may_be_cleared: bool) -> None:
         run: The fit.
         may_be_cleared: Hooks may have cleared all of them on purpose, to leave the step out.
     """
-    names = {id(parameter): name for name, parameter in run.module.named_parameters()}
-    trained = [
-        (names.get(id(parameter), f"one of shape {tuple(parameter.shape)}"), parameter)
-        for parameter in held_by(optimizer)
-        if parameter.requires_grad
-    ]
-    without = [name for name, parameter in trained if parameter.grad is None]
+    trained = [parameter for parameter in held_by(optimizer) if parameter.requires_grad]
+    without = _names([parameter for parameter in trained if parameter.grad is None], run.module)
     kind = type(optimizer).__name__
     if without and len(without) == len(trained):
         problem = (
@@ -183,7 +179,7 @@ def _check_gradients(optimizer: Any, run: Run, may_be_cleared: bool) -> None:
             "cuts them off from the loss. If that is meant, freeze them with requires_grad_(False).",
             subject=kind,
         )
-    if not _may_be_infinite(run) and (broken := _not_finite(trained)):
+    if not _may_be_infinite(run) and (broken := _names(_not_finite(trained), run.module)):
         raise MisconfigurationError(
             f"{len(broken)} of the {len(trained)} parameters that {kind} holds have a gradient that is not finite in "
             f"the first step: {some_of(broken)}. The step would make them nan. Look for sqrt(0), norm(0) or a division "
@@ -198,26 +194,37 @@ def _may_be_infinite(run: Run) -> bool:
     return asked or getattr(run.precision, "scaler", None) is not None
 
 
-def _not_finite(trained: list[tuple[str, Any]]) -> list[str]:
-    """The names of those whose gradient is not finite; waits for every device."""
-    found: list[str] = []
-    by_device: dict[torch.device, list[tuple[str, Tensor]]] = {}
-    for name, parameter in trained:
-        if type(parameter.grad) is Tensor and parameter.grad.layout is torch.strided:
-            by_device.setdefault(parameter.grad.device, []).append((name, parameter.grad))
-    for pairs in by_device.values():
+def _names(parameters: list[Any], module: nn.Module) -> list[str]:
+    """What ``parameters`` are called in messages."""
+    if not parameters:
+        return []
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [names.get(id(parameter), f"one of shape {tuple(parameter.shape)}") for parameter in parameters]
+
+
+def _not_finite(trained: list[Any]) -> list[Any]:
+    """Those whose gradient is not finite; waits for every device."""
+    found: list[Any] = []
+    by_device: dict[torch.device, list[tuple[Any, Tensor]]] = {}
+    for parameter in trained:
+        if type(gradient := parameter.grad) is Tensor and gradient.layout is torch.strided:
+            by_device.setdefault(gradient.device, []).append((parameter, gradient))
+    for device, pairs in by_device.items():
         # What is not finite makes the sum so, and a sum is faster to make than a look at every number.
-        if cmath.isfinite(torch.stack([gradient.sum() for _, gradient in pairs]).sum().item()):
+        sums = [gradient.sum() for _, gradient in pairs]
+        if device.type != "cpu":  # where each look would wait
+            sums = [torch.stack(sums).sum()]
+        if all(cmath.isfinite(total.item()) for total in sums):
             continue
         finite = torch.stack([gradient.isfinite().all() for _, gradient in pairs]).tolist()
-        found += [name for (name, _), is_finite in zip(pairs, finite, strict=True) if not is_finite]
+        found += [parameter for (parameter, _), is_finite in zip(pairs, finite, strict=True) if not is_finite]
     return found
 
 
 def _check_hidden_layers(run: Run) -> None:
     """Refuse layers that take part in the loss, and that neither torch nor an optimizer knows of."""
-    held = {id(parameter) for optimizer in run.optimizers for parameter in held_by(optimizer)}
     for where, kind, parameters in hidden_parameters(run.module):
+        held = {id(parameter) for optimizer in run.optimizers for parameter in held_by(optimizer)}
         if any(parameter.grad is not None and id(parameter) not in held for parameter in parameters):
             raise MisconfigurationError(
                 f"{where} is a {kind} with parameters that the loss depends on, and they are in no optimizer and in no "
@@ -242,9 +249,8 @@ def _warn_of_what_is_logged(run: Run) -> None:
             f"self.log({told[0]!r}, logger=True): there is no logger, so it goes to callbacks and the progress bar "
             "alone. Give Trainer(logger=...), or leave logger=True out.",
         )
-    steps, _ = length_of(run)
     by_step = [entry.name for entry in entries if entry.step_name is not None and entry.to_logger]
-    if run.loggers and by_step and steps < run.log_every:
+    if run.loggers and by_step and (steps := length_of(run)[0]) < run.log_every:
         warn(
             "LD283",
             f"Trainer(log_every_n_steps={run.log_every}) is more than the {int(steps)} steps of this run, so no logger "

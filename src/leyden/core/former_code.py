@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
-from leyden.core.source import functions, methods, tree_of, user_classes, words
+from leyden.core.source import Words, functions, methods, tree_of, user_classes, words
 from leyden.utils.errors import MisconfigurationError, warn
 
 # Attributes of a LightningModule, and of a LightningDataModule, and what to do instead.
@@ -83,7 +84,12 @@ def check_former_code(owners: Iterable[tuple[Any, type]]) -> None:
 
 def _may_be_former(name: str, function: FunctionType, kind: str) -> bool:
     """False where nothing that ``function`` mentions can be what the checks below look for."""
-    mentioned, strings = words(function)
+    return _may_mention_former(name, words(function), kind)
+
+
+@functools.lru_cache(maxsize=4096)
+def _may_mention_former(name: str, found: Words, kind: str) -> bool:
+    mentioned, strings = found
     if not _MEMBERS.get(kind, {}).keys().isdisjoint(mentioned):
         return True
     if kind == "LightningDataModule":

@@ -53,6 +53,9 @@ class FormerHooks:
 
     The outputs of an epoch are kept where somebody takes them, and nowhere else. They are in no checkpoint: after a
     resume in mid-epoch only those since are there.
+
+    Attributes:
+        events: Those to which ``around`` adds something.
     """
 
     def __init__(self, trainer: Any, module: Any, callbacks: Iterable[Any], results: Any) -> None:
@@ -62,6 +65,7 @@ class FormerHooks:
         for word in _EPOCH_ENDS:
             if any(_is_of_then(owner, f"on_{word}_epoch_end", leading) for owner, leading in takers):
                 self._kept.setdefault(word, _Outputs())
+        self.events = [f"on_{word}_{what}" for word in self._kept for what in ("batch_end", "epoch_end")]
 
     def around(self, event: str, calls: list[Callable[..., Any]]) -> list[Callable[..., Any]]:
         """``calls``, the hooks of today for ``event``, and what comes before and after them."""
@@ -224,6 +228,8 @@ def _is_of_then(owner: object, name: str, leading: int) -> bool:
     """True when the method ``name`` of ``owner`` can take the call of 1.x, and means that one."""
     arguments, method = _CALLS.get(name), getattr(owner, name, None)
     if arguments is None or not (inspect.ismethod(method) or inspect.isfunction(method)):
+        return False
+    if str(method.__module__).startswith("leyden.core."):  # inherited from us, who mean the call of today
         return False
     names, telling = parameter_names(method), _TELLING.get(name, "optimizer_idx")
     place = leading + arguments.index(telling)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -82,17 +82,23 @@ def resolve(
         MisconfigurationError: A hook cannot take the call it will get.
     """
     hooks, former = Hooks(), FormerHooks(trainer, module, callbacks, results)
+    by_callback = [(callback, overridden(callback, HOOKS, Callback)) for callback in callbacks]
+    by_module = overridden(module, HOOKS, module_base)
+    wanted = {*by_module, *former.events, *(name for _, names in by_callback for name in names)}
     for name, arguments in HOOKS.items():
+        if name not in wanted:
+            setattr(hooks, name, None)
+            continue
         of_callbacks: list[tuple[bool, Callable[..., Any]]] = [
             (
                 getattr(callback, "monitors", False),
                 timed(action_of(callback, name), partial(adapt(callback, name, 2, arguments, former), trainer, module)),
             )
-            for callback in callbacks
-            if overrides(callback, name, Callback)
+            for callback, names in by_callback
+            if name in names
         ]
         of_module = []
-        if overrides(module, name, module_base):
+        if name in by_module:
             of_module.append(timed(action_of(module, name), adapt(module, name, 0, arguments, former)))
         if name == "on_train_epoch_end":
             first = [call for monitors, call in of_callbacks if not monitors]
@@ -115,6 +121,19 @@ def overrides(owner: object, name: str, base: type) -> bool:
     """True when ``owner`` implements ``name`` itself, on its class or on the instance, rather than inheriting it."""
     method = getattr(owner, name, None)
     return method is not None and getattr(method, "__func__", method) is not getattr(base, name, None)
+
+
+def overridden(owner: object, names: Iterable[str], base: type) -> list[str]:
+    """Those of ``names`` for which ``overrides`` is true."""
+    cls, own = type(owner), getattr(owner, "__dict__", {})
+    if cls.__getattribute__ is not object.__getattribute__:
+        return [name for name in names if overrides(owner, name, base)]
+    return [
+        name
+        for name in names
+        # What the class inherits and the instance has not is not overridden, which is quick to see.
+        if (name in own or getattr(cls, name, base) is not getattr(base, name, None)) and overrides(owner, name, base)
+    ]
 
 
 def takes(function: Callable[..., Any], arguments: int, by_keyword: Sequence[str] = ()) -> bool:

@@ -11,8 +11,7 @@ teardown            datamodule, callbacks, module; after a failure too, behind o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -96,9 +95,17 @@ def finish(run: Run) -> None:
     """The run came to its end."""
     run.state.stage = None
     run.state.status = Status.FINISHED
-    with ExitStack() as each:  # all of them are called, whatever one of them raises
-        for call in reversed(_last_calls(run, "success")):
-            each.callback(call)
+    _call_all(iter(_last_calls(run, "success")))
+
+
+def _call_all(calls: Iterator[Callable[[], Any]]) -> None:
+    """Call all of them, whatever one of them raises; what the last one raised is raised then."""
+    for call in calls:
+        try:
+            call()
+        except BaseException:
+            _call_all(calls)
+            raise
 
 
 def fail(run: Run, error: BaseException) -> None:

@@ -6,6 +6,7 @@ import inspect
 import math
 import multiprocessing
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import (
@@ -54,6 +55,10 @@ def warn_of_evaluation_loaders(run: Run, stage: Stage) -> None:
         _warn_of_doubled_stream(loader, source.name)
 
 
+# More in one collection are taken for ready batches, to look at all of which would take long.
+_MOST_LOADERS = 16
+
+
 def _data_loaders(given: Any) -> Iterator[Any]:
     """The DataLoaders in what a loader hook returned."""
     if isinstance(given, DataLoader):
@@ -61,11 +66,11 @@ def _data_loaders(given: Any) -> Iterator[Any]:
     elif isinstance(given, CombinedLoader):
         yield from _data_loaders(list(given.flattened))
     elif isinstance(given, Mapping | list | tuple):
-        for item in given.values() if isinstance(given, Mapping) else given:
+        for item in islice(given.values() if isinstance(given, Mapping) else given, _MOST_LOADERS):
             if isinstance(item, DataLoader | CombinedLoader | Mapping | list | tuple):
                 yield from _data_loaders(item)
             else:
-                return  # ready batches, of which there may be many
+                return  # ready batches
 
 
 def _sampler(loader: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from leyden.core.callback import Callback
 from leyden.core.datamodule import LightningDataModule
 from leyden.core.former_hooks import FORMER_HOOKS, adapted, check_former_hooks
-from leyden.core.hooks import HOOKS, overrides, parameters_of, takes
+from leyden.core.hooks import HOOKS, overridden, overrides, parameters_of, takes
 from leyden.core.module import LightningModule
 from leyden.core.results import PLACES
 from leyden.core.run import KIND, WORD, Run
@@ -278,9 +278,9 @@ def _has_loader(run: Run, hook: str) -> bool:
 
 def _check_calls(owner: Any, base: type, run: Run) -> None:
     """A method that cannot take its call would end the run when that comes, perhaps after hours."""
-    for name in _CALLED:
-        original = vars(base).get(name)
-        if original is None or not overrides(owner, name, base) or adapted(owner, name, run.trainer) is not None:
+    for name in overridden(owner, _called(base), base):
+        original = vars(base)[name]
+        if adapted(owner, name, run.trainer) is not None:
             continue
         arguments, by_keyword = _call_of(original)
         method = getattr(owner, name)
@@ -293,6 +293,12 @@ def _check_calls(owner: Any, base: type, run: Run) -> None:
             f"{type(owner).__name__}.{name}{parameters_of(method)} cannot take the call it will get: "
             f"{name}({call}).{hint}"
         )
+
+
+@functools.lru_cache
+def _called(base: type) -> tuple[str, ...]:
+    """What of ``base`` the framework calls besides HOOKS."""
+    return tuple(name for name in _CALLED if vars(base).get(name) is not None)
 
 
 @functools.lru_cache
@@ -371,7 +377,7 @@ def _check_training(run: Run) -> None:
                 f"{name}.{attribute} is not a setting, so it does nothing. Did you mean {meant!r}?"
             )
     step = module.training_step
-    if not takes(step, 1) and not takes(step, 2):
+    if not takes(step, 2) and not takes(step, 1):
         hint = (
             " Each optimizer has a step, as training_step_generator."
             if "optimizer_idx" in parameter_names(step)

@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from leyden.core.batches import Batches
+from leyden.core.hooks import action_of
 from leyden.core.run import Run
 from leyden.core.state import Stage
 from leyden.profilers.profiler import Profiler
@@ -55,6 +56,10 @@ class ProfiledRun(Run):
                 self.profiler.describe()
             finally:
                 self.profiler.teardown(str(self.fn))
+
+    def hook(self, owner: object, name: str) -> Callable[..., Any]:
+        """The method ``name`` of module, datamodule or a callback, for one call, measured."""
+        return self.timed(action_of(owner, name), super().hook(owner, name))
 
     def timed(self, action: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """``call``, measured as ``action``."""

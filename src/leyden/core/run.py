@@ -26,7 +26,7 @@ from leyden.core.batches import (
 )
 from leyden.core.callback import Callback
 from leyden.core.former_hooks import adapted, with_step_end
-from leyden.core.hooks import Hooks, action_of, overrides, resolve, takes, untimed
+from leyden.core.hooks import Hooks, overrides, resolve, takes, untimed
 from leyden.core.module import LightningModule
 from leyden.core.optimizers import LRSchedulerConfig, SteppingOptimizer, Turn, Window, named_turns, uniform
 from leyden.core.results import Results, numbers
@@ -190,7 +190,8 @@ class Run:
 
     def hook(self, owner: object, name: str) -> Callable[..., Any]:
         """The method ``name`` of module, datamodule or a callback, for one call."""
-        return self.timed(action_of(owner, name), getattr(owner, name))
+        method: Callable[..., Any] = getattr(owner, name)
+        return method
 
     # Bound before the loop.
 

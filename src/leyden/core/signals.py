@@ -8,6 +8,7 @@ without a checkpoint; those written before stay.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # what signal.py wraps: see Listening
 import faulthandler
 import os
 import shutil
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from leyden.core.run import Run
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+_NUMBERS = [int(getattr(signal, name)) for name in NAMES if hasattr(signal, name)]
 FILE_NAME = "preempt.ckpt"
 _PERIOD = 0.25  # seconds
 
@@ -50,6 +52,9 @@ class Listening:
 
     Signals that somebody else handles, or that are ignored, are left alone. Only the main thread can listen.
 
+    Every run begins and ends it, and the functions of signal.py look in vain for an enum's member in every handler they
+    return, which takes some 30 us a run; those of _signal do the same without that.
+
     Args:
         run: The run.
         grace: Seconds that the batch in work may take to end.
@@ -66,15 +71,15 @@ class Listening:
     def begin(self) -> None:
         """Listen from now on."""
         if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name)):
-                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                    self._before[number] = signal.signal(number, self._note)
+            for number in _NUMBERS:
+                if _signal.getsignal(number) in (_signal.SIG_DFL, _signal.default_int_handler):
+                    self._before[number] = _signal.signal(number, self._note)
 
     def end(self) -> None:
         """Leave signals to whom they were left before."""
         self.end_grace()
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            _signal.signal(number, handler)
         self._before.clear()
 
     def end_grace(self) -> None:
@@ -89,7 +94,7 @@ class Listening:
         if state.signal == 0:
             state.signal = number
             if hasattr(signal, "SIGCHLD"):  # that workers get the signal too is no error now
-                self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                self._before[signal.SIGCHLD] = _signal.signal(signal.SIGCHLD, _signal.SIG_DFL)
             threading.Thread(target=self._watch, args=(number,), daemon=True).start()
         elif number == signal.SIGINT and not again:
             raise KeyboardInterrupt  # whoever presses Ctrl+C twice does not want to wait

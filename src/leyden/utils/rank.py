@@ -51,10 +51,10 @@ class _RankZeroOnly:
 rank_zero_only = _RankZeroOnly()
 
 
-@rank_zero_only
 def say(message: str) -> None:
-    """Tell the user one line about the run, through the ``leyden`` logger at INFO."""
-    log.info(message)
+    """Tell the user one line about the run, on rank 0, through the ``leyden`` logger at INFO."""
+    if log.isEnabledFor(logging.INFO) and is_rank_zero():
+        log.info(message)
 
 
 def speak_plainly() -> None:

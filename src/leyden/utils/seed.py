@@ -121,7 +121,7 @@ class Lane:
     def __enter__(self) -> None:
         generators = _numpy_random()
         if self._numpy is None:
-            self._numpy = generators.MT19937(0)
+            self._numpy = _unseeded()
         self._outside = random.getstate(), torch.default_generator.get_state(), generators.get_bit_generator()
         generators.set_bit_generator(self._numpy)
         if self._inside is None:
@@ -166,8 +166,25 @@ class Lane:
         version, words, gauss = state["python"]
         self._inside = (version, tuple(words), gauss), state["torch"]
         if self._numpy is None:
-            self._numpy = _numpy_random().MT19937(0)
+            self._numpy = _unseeded()
         _set_plain_state(_numpy_random().RandomState(self._numpy), state["numpy"])
+
+
+class _Zeros:
+    """What NumPy asks for the first state of a generator (its ISeedSequence), without the work of mixing a seed."""
+
+    def generate_state(self, n_words: int, dtype: Any = None) -> Any:
+        return [0] * n_words  # in the place of an array, whose items take NumPy longer to read
+
+
+def _unseeded() -> Any:
+    """A bit generator of NumPy's kind that is to be seeded, or given its state, before anything is drawn."""
+    generators = _numpy_random()
+    generators.bit_generator.ISeedSequence.register(_Zeros)
+    try:
+        return generators.MT19937(_Zeros())
+    except TypeError:  # of a NumPy that insists on an array
+        return generators.MT19937(0)
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:

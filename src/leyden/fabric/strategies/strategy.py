@@ -53,7 +53,8 @@ class Strategy:
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         """``module`` in its precision's type and on the device; changed in place."""
-        return self.precision.convert_module(module).to(self.device)
+        module = self.precision.convert_module(module)
+        return module if _is_on(module, self.device) else module.to(self.device)
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Inside, ``module``'s gradients stay in this process, as while accumulating; nothing to do on one device."""
@@ -100,3 +101,16 @@ class Strategy:
 
     def teardown(self, module: nn.Module | None = None, optimizers: list[Optimizer] | None = None) -> None:
         """End a run. The module stays on its device, where it can go on being used."""
+
+
+def _is_on(module: nn.Module, device: torch.device) -> bool:
+    """True when ``module.to(device)`` would change nothing; False where a class of it moves things in its own way."""
+    if getattr(module.to, "__func__", None) is not nn.Module.to:
+        return False
+    for part in module.modules():
+        if getattr(part._apply, "__func__", None) is not nn.Module._apply:
+            return False
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None and tensor.device != device:
+                return False
+    return True
