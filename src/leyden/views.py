@@ -35,6 +35,7 @@ from leyden.utils.lazy import LazyModule
 if TYPE_CHECKING:
     import argparse
 
+    from leyden.core.time_report import TimeReport
     from leyden.loop_views import EvaluationLoopView, FitLoopView
     from leyden.profilers.profiler import Profiler
 
@@ -43,6 +44,7 @@ Self = TypeVar("Self", bound="RunViews")
 _legacy = LazyModule("leyden.legacy")
 _loops = LazyModule("leyden.loop_views")
 _arguments = LazyModule("leyden.utils.arguments")
+_time_report = LazyModule("leyden.core.time_report")
 
 
 class CallbackMetrics(dict[str, Tensor]):
@@ -118,6 +120,12 @@ class RunViews:
     def global_step(self) -> int:
         """Optimizer steps taken; one a batch in automatic optimization, one each ``optimizer.step()`` in manual."""
         return self.state.position.global_step
+
+    @property
+    def time_report(self) -> TimeReport | None:
+        """Where the time of the fit goes that is running or ran last: a table with advice; None before the first."""
+        run = self._training_run
+        return None if run is None else _time_report.make_report(run)
 
     @property
     def should_stop(self) -> bool:

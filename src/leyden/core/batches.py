@@ -206,8 +206,13 @@ class Batches:
 
 
 class TrainBatches(Batches):
-    """The training loader and its place in the epoch."""
+    """The training loader and its place in the epoch.
 
+    Attributes:
+        times: Measures how long its batches are waited for; None where nobody does.
+    """
+
+    times: Any = None
     _epoch_generators: list[torch.Tensor] | None = None
     _state_before_reading: Any = None
     _lane_state: Any = None
@@ -218,6 +223,7 @@ class TrainBatches(Batches):
         The order depends on the random number generators at the epoch's start; they are remembered there, put back to
         draw it again in mid-epoch, and then left as they were found.
         """
+        began = time.perf_counter()
         now, generators = rng_state(), self._generator_states()
         if position.batch == 0 or state.epoch_rng is None:
             state.epoch_rng, self._epoch_generators = now, generators
@@ -230,6 +236,8 @@ class TrainBatches(Batches):
         self.knows_its_place, self._lane_state = True, None
         if position.batch:
             set_rng_state(now)  # the loader's own generators have drawn what they draw in the epoch
+        if self.times is not None:
+            iterator = self.times.timed(iterator, self.loader, began)
         return self._passing(iterator, 0, position.batch)
 
     def check_resumable(self) -> None:

@@ -15,6 +15,7 @@ from leyden.core.hooks import overrides
 from leyden.core.loading import load_weights
 from leyden.core.run import Run
 from leyden.core.state import VALIDATION, Fn
+from leyden.utils.dynamo import compiler_put_off
 from leyden.utils.errors import CheckpointError, warn
 from leyden.utils.hparams import plain_hyperparameters
 from leyden.utils.lazy import LazyModule
@@ -145,7 +146,8 @@ def _restore_callbacks(run: Run, states: dict[str, Any]) -> None:
 
 
 def _capture_optimizers(run: Run) -> list[dict[str, Any]]:
-    return [optimizer.state_dict() for optimizer in run.optimizers]
+    with compiler_put_off():
+        return [optimizer.state_dict() for optimizer in run.optimizers]
 
 
 def _restore_optimizers(run: Run, states: list[dict[str, Any]]) -> None:
@@ -157,7 +159,8 @@ def _restore_optimizers(run: Run, states: list[dict[str, Any]]) -> None:
     for optimizer, state in zip(run.optimizers, states, strict=True):
         options = list(optimizer.defaults)  # to which torch may add one as it loads a state
         try:
-            optimizer.load_state_dict(state)
+            with compiler_put_off():
+                optimizer.load_state_dict(state)
         except (ValueError, KeyError) as error:
             raise CheckpointError(
                 f"{run.trainer.ckpt_path} does not fit {type(optimizer).__name__} as configure_optimizers made it: "

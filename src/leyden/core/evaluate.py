@@ -72,6 +72,7 @@ def ready_to_validate(run: Run) -> None:
 
 def validate_inside_fit(run: Run) -> None:
     """Validate while training; the metrics go to callbacks, bar and loggers."""
+    began = run.times.clock()
     run.renew_validation_data()
     if run.check is not None:
         run.check.settle()
@@ -80,6 +81,7 @@ def validate_inside_fit(run: Run) -> None:
     with torch.no_grad():
         _preflight.warn_of_broken_monitors(run, _evaluate(run, Stage.VALIDATE))
     run.validated_at = time.monotonic()
+    run.times.add("validation", began)
 
 
 def validate(run: Run) -> Metrics:

@@ -47,6 +47,7 @@ from leyden.utils.lazy import LazyModule
 
 _preflight = LazyModule("leyden.core.preflight")
 _signals = LazyModule("leyden.core.signals")
+_time_report = LazyModule("leyden.core.time_report")
 
 
 def fit(run: Run) -> None:
@@ -91,6 +92,8 @@ def fit(run: Run) -> None:
     run.leave_device()
     if fire := run.hooks.on_fit_end:
         fire()
+    if run.times.starved:
+        _time_report.tell(run)
 
 
 def train_epoch(run: Run) -> None:
@@ -115,6 +118,7 @@ def train_epoch(run: Run) -> None:
     work = resolve_work(run)
 
     batches = train.rest_of_epoch(position, state)
+    run.times.enter_steps()
     if position.tail:
         _finish_batch(run, position.batch - 1, run.pending == 0)
     for batch in batches:
@@ -153,6 +157,7 @@ def train_epoch(run: Run) -> None:
                 next(batches, None)  # the loader is read to its very end, where samplers draw too
             break
 
+    run.times.leave_steps()
     results.begin_batch(None)
     results.ended = True
     if fire := hooks.on_train_epoch_end:

@@ -155,7 +155,7 @@ def _last_calls(run: Run, status: str) -> list[Callable[[], Any]]:
     ]
     calls.append(partial(run.module.teardown, stage=stage))
     calls += [partial(run.guard.tell, run.loggers, "finalize", status), run.guard.report]
-    return [*calls, partial(end_saving, run), run.end_workers, run.end, partial(_detach, run)]
+    return [*calls, partial(end_saving, run), run.end_workers, run.end, run.times.stop, partial(_detach, run)]
 
 
 def _detach(run: Run) -> None:

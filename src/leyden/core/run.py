@@ -34,11 +34,13 @@ from leyden.core.state import Fn, RunState, Stage
 from leyden.fabric.precision import Precision
 from leyden.fabric.strategies.strategy import Strategy
 from leyden.utils.durations import parse_duration
+from leyden.utils.dynamo import compiler_put_off
 from leyden.utils.errors import MisconfigurationError, warn
 from leyden.utils.lazy import LazyModule
 
 if TYPE_CHECKING:
     from leyden.core.datamodule import LightningDataModule
+    from leyden.core.times import Times
     from leyden.loggers.guard import LoggerGuard
     from leyden.loggers.logger import Logger
 
@@ -46,6 +48,8 @@ _compiling = LazyModule("leyden.core.compiling")
 _direct_step = LazyModule("leyden.core.direct_step")
 _finite = LazyModule("leyden.core.finite")
 _guard = LazyModule("leyden.loggers.guard")
+_time_report = LazyModule("leyden.core.time_report")
+_times = LazyModule("leyden.core.times")
 
 # Which loaders each loop reads, which step it calls, and how its hooks and limits are called.
 KIND = {
@@ -104,6 +108,7 @@ class Run:
         unguarded: ``backward`` without the check, once that wants of a plain step no more than the loss itself; else
             None.
         compiling: Compiles the training step; None where nobody wants that.
+        times: What the time of this run goes into.
     """
 
     train: TrainBatches
@@ -126,6 +131,7 @@ class Run:
         strategy: Strategy,
         sources: dict[str, Source],
     ) -> None:
+        self.times: Times = _times.Times(self)
         self.trainer = trainer
         self.fn = fn
         self.options = options
@@ -222,7 +228,8 @@ class Run:
         """Make the optimizers and bind everything that a training step calls."""
         module, options, precision = self.module, self.options, self.precision
         self.check = _finite.make_check(self)
-        returned = self.hook(module, "configure_optimizers")()
+        with compiler_put_off():
+            returned = self.hook(module, "configure_optimizers")()
         if named := named_turns(returned):
             for name, (value, every) in named.items():
                 self._take_optimizers(value, name, every)
@@ -378,6 +385,7 @@ class Run:
             if self.options.overfit_batches:
                 loader = without_shuffling(loader, source.name)
             self.train = TrainBatches(loader, source.name, limit, "limit_train_batches", self._transfer)
+            self.train.times = self.times
             self.train.fast = self.options.fast_paths
             self.validation_interval = self._resolve_validation_interval()
             self._asked_in["train"] = period
@@ -499,13 +507,22 @@ class Run:
             step = int(found.pop("step"))
         if with_epoch:
             found.setdefault("epoch", self.state.position.epoch)
+        began = self.times.clock()  # reading the values was the wait for the device, if there was one
         self.guard.tell(self.loggers, "log_metrics", found, step)
+        self.times.add("logging", began)
 
     def _send_media(self, step: int) -> None:
         """Hand the images and the like that are due to every logger."""
         due, self.results.due_media = self.results.due_media, {}
+        began = self.times.clock()
         for name, media in due.items():
             self.guard.tell(self.loggers, "log_media", name, media, step)
+        self.times.add("logging", began, len(due))
+
+    def warn_of_waiting(self, share: float) -> bool:
+        """Warn that ``share`` of the time goes into waiting for data; False where there is no help."""
+        warned: bool = _time_report.warn_of_waiting(self, share)
+        return warned
 
     @property
     def log_step(self) -> int:

@@ -26,8 +26,9 @@ def write_asked(run: Run) -> None:
     """
     if run.check is not None:
         run.check.settle()  # no loss is kept that is not finite
+    began, requests = run.times.clock(), run.state.save_requests
+    count = len(requests)
     settle(run)
-    requests = run.state.save_requests
     captured: dict[tuple[bool, int], dict[str, Any]] = {}
     while requests:
         request = requests.pop(0)
@@ -42,6 +43,7 @@ def write_asked(run: Run) -> None:
         if error is not None:
             captured.clear()  # callbacks have it in there that the file was written
             _give_up(request, error)
+    run.times.add("checkpoints", began, count)
 
 
 def write(run: Run, checkpoint: dict[str, Any], path: str, storage_options: Any = None) -> None:
@@ -49,11 +51,13 @@ def write(run: Run, checkpoint: dict[str, Any], path: str, storage_options: Any 
 
     A CheckpointIO that writes in the background may still be at it on return, but only while a run goes on.
     """
+    began = run.times.clock()
     settle(run)
     _warn_of_unsafe_places(checkpoint)
     run.strategy.save_checkpoint(checkpoint, path, storage_options)
     if run.state.status is not Status.RUNNING:
         run.strategy.checkpoint_io.wait()
+    run.times.add("checkpoints", began)
 
 
 def settle(run: Run) -> None:
@@ -62,8 +66,10 @@ def settle(run: Run) -> None:
     Raises:
         CheckpointError: One could not be written, and who asked for it does not put up with that.
     """
+    began = run.times.clock()
     if (nobodys := _settle(run)) is not None:
         raise nobodys
+    run.times.add("checkpoints", began, 0)
 
 
 def end_saving(run: Run) -> None:
