@@ -18,7 +18,7 @@ import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from leyden.fabric.checkpoint_io import CheckpointIO, verify_checkpoint
+from leyden.fabric.checkpoint_io import CheckpointIO, first_error, verify_checkpoint
 from leyden.utils.errors import CheckpointError
 from leyden.utils.paths import atomic_write, list_dir, open_file, remove
 
@@ -426,3 +426,19 @@ def test_a_matter_that_is_not_the_files_keeps_its_own_error(tmp_path):
 def test_tensors_go_where_map_location_says(tmp_path):
     torch.save(checkpoint(), tmp_path / "a.ckpt")
     assert checkpoints.load_checkpoint(tmp_path / "a.ckpt", map_location="meta")["state_dict"]["weight"].is_meta
+
+
+@pytest.mark.parametrize("write", range(1, 14))
+def test_of_a_save_that_breaks_off_the_first_error_is_told(write):
+    class Breaks(io.BytesIO):
+        writes = 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes == write:
+                raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+            return super().write(data)
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.save({"a": torch.ones(5000), "b": torch.ones(4)}, Breaks())
+    assert str(first_error(caught.value)).startswith("DataLoader worker")

@@ -18,9 +18,9 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import torch
@@ -41,19 +41,24 @@ from torch.utils.data import (
 )
 from torch.utils.data.distributed import DistributedSampler
 
+from leyden.utils.lazy import LazyModule
 from leyden.utils.seed import Lane, drop_cached_gaussian, seed_all
+
+_gathering = LazyModule("leyden.core.gathering")
 
 # Seconds to wait for a batch from worker processes where the user set no limit.
 WORKER_TIMEOUT = 300.0
 # Seconds after which torch looks whether the workers are alive.
 _LOOKS_EVERY = 5.0
-# Batches whose indices are taken from a sampler at a time.
-_CHUNK = 64
 
 # Samplers that draw from the process's generators when their first item is asked for, and not again.
-_KNOWN = {SequentialSampler, RandomSampler, WeightedRandomSampler}
-_DRAW_ONCE = {*_KNOWN, SubsetRandomSampler, BatchSampler, DistributedSampler}
+_DRAW_ONCE = {
+    *(SequentialSampler, RandomSampler, WeightedRandomSampler, SubsetRandomSampler),
+    *(BatchSampler, DistributedSampler),
+}
 _NONE = object()
+# What goes over a list, a tuple or a range.
+_READY: set[type] = {type(iter(kind())) for kind in (list, tuple)} | {type(iter(range(0)))}
 _ALL_BITS = 2**64 - 1
 
 
@@ -73,8 +78,9 @@ class Pass:
         self._iterator: Iterator[Any] = iter(loader)
         self._lane: Lane | None = None
         self._in_lane = 0  # batches that were read there
-        self._plain = isinstance(loader, list | tuple | range)
-        self.rereads = not self._plain
+        ready = isinstance(loader, list | tuple | range)
+        self._plain = ready or type(self._iterator) in _READY
+        self.rereads = not ready
 
     def skip(self) -> bool:
         """Pass over the next batch; False when there is none."""
@@ -176,15 +182,15 @@ class IndexedPass(Pass):
 
     def _opened(self, loader: DataLoader[Any]) -> Iterator[Any]:
         order, seeds = self._order, not draws_nothing(loader)
-        if order.tensors is not None:
-            return _gathered(loader, order, order.tensors)
+        if order.gather is not None:
+            return map(_gathering.gatherer(loader, order.gather), order)
         if loader.num_workers:
             batches = _patient(_open(loader, order.seed, order.with_seeds() if seeds else order), loader)
             return _dropping_gaussians(batches) if seeds else batches
         if loader.pin_memory and torch.accelerator.is_available():
             batches = _open(loader, order.seed, order)
         else:
-            batches = map(_fetcher(loader), order)
+            batches = map(_gathering.fetcher(loader), order)
         return _seeding(batches, order) if seeds else batches
 
 
@@ -194,20 +200,18 @@ class _Order:
     Attributes:
         seed: The pass's own.
         number: Batches that were asked for.
-        tensors: The dataset, where its samples are gathered by index; None where they are read one by one.
+        gather: Makes a batch of all its indices at once; None where the samples are read one by one.
         recent: Batches asked for of late, by number.
     """
 
     def __init__(self, loader: DataLoader[Any], fast: bool) -> None:
-        sampler = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-        self.tensors = _tensors(loader) if fast else None
-        self._chunk = 0 if self.tensors is None else _chunk(loader)
-        self._indices = iter(loader.sampler if self._chunk else sampler)
+        sampler: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+        self.gather = _gathering.gather_of(loader) if fast else None
+        known = self.gather is not None and _gathering.is_known(sampler)
+        self._indices: Iterator[Any] = _gathering.known_batches(sampler) if known else iter(sampler)
         self.seed = _draw_seed(loader)
         self.number = 0
         self.recent: deque[tuple[int, Any]] = deque(maxlen=2 + (loader.prefetch_factor or 0) * loader.num_workers)
-        self._size, self._drops_last = loader.batch_size or 1, loader.drop_last
-        self._ready: Iterator[Any] = iter(())
         self._begun = False
         self._lane: Lane | None = None
         self._draws_once = _draws_once(sampler)
@@ -216,8 +220,8 @@ class _Order:
         """Have the sampler draw what it draws when its first item is asked for."""
         if not self._begun:
             self._begun = True
-            first = self._from_sampler()
-            self._ready = chain((first,) if first is not _NONE else (), self._ready)
+            first = next(self._indices, _NONE)
+            self._indices = chain((first,) if first is not _NONE else (), self._indices)
             if not self._draws_once:
                 self._lane = Lane(_peek())
 
@@ -232,27 +236,14 @@ class _Order:
     def __next__(self) -> Any:
         if not self._begun:
             self.start()
-        if (indices := next(self._ready, _NONE)) is _NONE:
-            if self._lane is None:
-                indices = self._from_sampler()
-            else:
-                with self._lane:
-                    indices = self._from_sampler()
-            if indices is _NONE:
-                raise StopIteration
+        if self._lane is None:
+            indices = next(self._indices)
+        else:
+            with self._lane:
+                indices = next(self._indices)
         self.recent.append((self.number, indices))
         self.number += 1
         return indices
-
-    def _from_sampler(self) -> Any:
-        if not self._chunk:
-            return next(self._indices, _NONE)
-        drawn = torch.tensor(list(islice(self._indices, self._chunk)), dtype=torch.int64)
-        batches = drawn.split(self._size)
-        if self._drops_last and len(drawn) % self._size:
-            batches = batches[:-1]
-        self._ready = iter(batches if len(drawn) else ())
-        return next(self._ready, _NONE)
 
 
 def begin_pass(loader: Any, fast: bool = True) -> Pass:
@@ -260,7 +251,7 @@ def begin_pass(loader: Any, fast: bool = True) -> Pass:
 
     Args:
         loader: Any iterable of batches.
-        fast: Gather the batches of a TensorDataset by index, all samples of one at once.
+        fast: Gather the batches of datasets that are made of tensors by index, all samples of one at once.
     """
     if state_holder(loader) is not None:
         return StatefulPass(loader)
@@ -303,7 +294,7 @@ def draws_nothing(loader: DataLoader[Any]) -> bool:
 
 def _is_data(dataset: Any) -> bool:
     kind = type(dataset)
-    if kind in (list, tuple, range, torch.Tensor, TensorDataset):
+    if kind in (list, tuple, range, torch.Tensor, TensorDataset) or _gathering.is_array(dataset):
         return True
     if kind is Subset:
         return _is_data(dataset.dataset)
@@ -343,17 +334,6 @@ def mixed(seed: int, number: int) -> int:
 # Fetching in this process.
 
 
-def _fetcher(loader: DataLoader[Any]) -> Callable[[Any], Any]:
-    """What makes a batch of the indices that the sampler gave, as torch's fetcher does."""
-    dataset: Any = loader.dataset
-    collate = loader.collate_fn
-    if loader.batch_sampler is None:
-        return lambda index: collate(dataset[index])
-    if getattr(dataset, "__getitems__", None):
-        return lambda indices: collate(dataset.__getitems__(indices))
-    return lambda indices: collate([dataset[index] for index in indices])
-
-
 def _seeding(batches: Iterator[Any], order: _Order) -> Iterator[Any]:
     """``batches``, each made with generators seeded by its number."""
     lane, number = Lane(anew=True), order.number
@@ -365,41 +345,6 @@ def _seeding(batches: Iterator[Any], order: _Order) -> Iterator[Any]:
             return
         yield batch
         number += 1
-
-
-def _tensors(loader: DataLoader[Any]) -> tuple[torch.Tensor, ...] | None:
-    """The tensors from which ``loader``'s batches may be gathered with the same result, else None."""
-    plain = type(loader) is DataLoader and not loader.num_workers and not loader.pin_memory
-    if not plain or type(loader.batch_sampler) is not BatchSampler or loader.collate_fn is not default_collate:
-        return None
-    dataset: Any = loader.dataset.dataset if type(loader.dataset) is Subset else loader.dataset
-    if type(dataset) is not TensorDataset or not all(map(_may_be_gathered, dataset.tensors)):
-        return None
-    tensors: tuple[torch.Tensor, ...] = dataset.tensors
-    return tensors
-
-
-def _may_be_gathered(tensor: torch.Tensor) -> bool:
-    return type(tensor) is torch.Tensor and tensor.device.type == "cpu" and tensor.layout is torch.strided
-
-
-def _chunk(loader: DataLoader[Any]) -> int:
-    """How many indices to take from the sampler at a time: a multiple of the batch size; 0 where it gives batches."""
-    if type(loader.sampler) not in _KNOWN or getattr(loader.batch_sampler, "sampler", None) is not loader.sampler:
-        return 0
-    return _CHUNK * (loader.batch_size or 1)
-
-
-def _gathered(loader: DataLoader[Any], order: _Order, tensors: tuple[torch.Tensor, ...]) -> Iterator[Any]:
-    """The batches, as ``default_collate`` would make them of the samples."""
-    chosen = torch.as_tensor(loader.dataset.indices) if type(loader.dataset) is Subset else None
-    for indices in order:
-        if chosen is not None:
-            indices = chosen[indices]
-        elif isinstance(indices, torch.Tensor):  # of a sampler that is known: from 0 up
-            yield [tensor.index_select(0, indices) for tensor in tensors]
-            continue
-        yield [tensor[indices] for tensor in tensors]
 
 
 # Fetching in workers.

@@ -81,8 +81,7 @@ class CheckpointIO:
                 with atomic_write(path + MARK, storage_options) as file:
                     file.write(f"{digest}  {path.rpartition('/')[2]}\n".encode())
         except Exception as error:
-            # torch reports a failed write as a RuntimeError about positions in the file.
-            cause = sealed.error if sealed is not None and sealed.error else error
+            cause = sealed.error if sealed is not None and sealed.error else first_error(error)
             raise save_error(path, cause, checkpoint) from cause
 
     def load_checkpoint(
@@ -175,6 +174,13 @@ def verify_checkpoint(path: AnyPath) -> None:
 
 
 # Writing.
+
+
+def first_error(error: BaseException) -> Exception:
+    """What went wrong first, where torch's ``error`` is that the archive it then closed is not complete."""
+    while "inline_container" in str(error) and error.__context__ is not None:
+        error = error.__context__
+    return cast(Exception, error)
 
 
 def save_error(path: str, error: Exception, checkpoint: Any) -> CheckpointError:
