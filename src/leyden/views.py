@@ -406,7 +406,7 @@ class RunViews:
     def accumulate_grad_batches(self, batches: int) -> None:
         self.options = dataclasses.replace(self.options, accumulate_grad_batches=batches)
         if self._run is not None:
-            self._run.accumulate = batches
+            self._run.accumulate_over(batches)
 
     @property
     def log_every_n_steps(self) -> int:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
+from operator import length_hint
 from types import GeneratorType
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from leyden.core.combined import CombinedLoader, Mode, check_loader, keeps_its_length, size_of
 from leyden.core.datamodule import LightningDataModule
 from leyden.core.hooks import overrides, takes
-from leyden.core.reading import Pass, StatefulPass, begin_pass, forget, state_holder
+from leyden.core.reading import READY, Pass, StatefulPass, begin_pass, forget, state_holder
 from leyden.core.state import Position, RunState
 from leyden.utils.errors import CheckpointError, MisconfigurationError, warn
 from leyden.utils.lazy import LazyModule
@@ -109,7 +110,7 @@ class Batches:
         self.count = _limited(size, limit, where, option)
         self._whole = self.count == size
         # A length is a promise that iterable datasets often break; then one batch is read ahead to see the end.
-        self._known = size is not None and keeps_its_length(loader)
+        self._known = self._sure = size is not None and keeps_its_length(loader)
 
     def run(self, dataloader_idx: int = 0) -> Iterator[Any]:
         """One pass."""
@@ -134,6 +135,7 @@ class Batches:
 
     def _begin(self, done: int = 0) -> Iterator[Any]:
         """The batches of a pass behind the first ``done``."""
+        self._sure = self._known
         if isinstance(self.loader, CombinedLoader):
             return self.loader.batches(done)
         reading = self.reading = begin_pass(self.loader, self.fast)
@@ -147,7 +149,9 @@ class Batches:
                     f"{self.where} was read again to go on behind batch {done}: {time.monotonic() - began:.1f} s. "
                     "A dataset or loader with state_dict() and load_state_dict() would be asked instead."
                 )
-        return reading.rest()
+        rest = reading.rest()
+        self._sure = self._known or (type(rest) in READY and length_hint(rest) == self.count - done)
+        return rest
 
     @property
     def indices(self) -> Any:
@@ -168,7 +172,7 @@ class Batches:
             if not self.is_last:
                 # Never beyond a limit: the next batch may be dear, or have yet to come.
                 batches = iterator if count == math.inf else islice(iterator, int(count) - done)
-                if not self._known:
+                if not self._sure:
                     batches = _read_ahead(iterator if self._whole else batches, self)
                 for at, batch in enumerate(batches, done):
                     self.done = at
@@ -201,8 +205,9 @@ class Batches:
             if isinstance(member, DataLoader):
                 forget(member)
 
-    def before_reading_ahead(self) -> None:
-        """Called before a batch is read while the one before it is still to be worked on."""
+    def before_reading_ahead(self) -> Callable[[], None] | None:
+        """What to call before a batch is read while the one before it is still to be worked on; None for nothing."""
+        return None
 
 
 class TrainBatches(Batches):
@@ -249,10 +254,16 @@ class TrainBatches(Batches):
                     "checkpoint was made. To resume, give a DataLoader, or an object whose __iter__ begins anew."
                 )
 
-    def before_reading_ahead(self) -> None:
-        """Remember the loader's state of now: a batch that is only read ahead is not done."""
-        if holder := state_holder(self.loader):
+    def before_reading_ahead(self) -> Callable[[], None] | None:
+        """What remembers the loader's state of then: a batch that is only read ahead is not done."""
+        holder = state_holder(self.loader)
+        if holder is None:
+            return None
+
+        def remember() -> None:
             self._state_before_reading = self._place(holder)
+
+        return remember
 
     def state_dict(self, in_epoch: bool) -> dict[str, Any]:
         """The states of the loader, where it keeps one, and of its random generators.
@@ -306,9 +317,10 @@ def _members(loader: Any, where: str = "") -> list[tuple[Any, str]]:
 
 def _read_ahead(iterator: Iterator[Any], batches: Batches) -> Iterator[Any]:
     """``iterator``, one batch ahead, so that its last batch is known as such."""
-    ahead = next(iterator, _END)
+    ahead, before = next(iterator, _END), batches.before_reading_ahead()
     while ahead is not _END:
-        batches.before_reading_ahead()
+        if before is not None:
+            before()
         following = next(iterator, _END)
         if following is _END:
             batches.is_last = True

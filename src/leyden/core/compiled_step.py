@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -19,7 +22,13 @@ from leyden.core.module import LightningModule
 from leyden.fabric.precision import DoublePrecision, HalfPrecision, MixedPrecision, Precision
 
 _OWN = ("backward", "optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping", "clip_gradients")
+_BUFFERS, _MOMENTS = ("momentum_buffer",), ("exp_avg", "exp_avg_sq")
+_MAX_MOMENTS = (*_MOMENTS, "max_exp_avg_sq")
 _BETWEEN = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+
+
+_STATIC = "_dynamo_static_input_type"
+_begin_replay: Callable[[], None] = torch.compiler.cudagraph_mark_step_begin
 
 
 def why_not(run: Any) -> str:
@@ -75,8 +84,11 @@ class CompiledStep:
     Weights and the optimizer's state stay in their own tensors, which the graph writes into, so that checkpoints,
     callbacks and schedulers find them where they always are. Gradients live inside the graph alone.
 
+    The optimizer is read anew at each step. What the graph is given, torch's guards compare with what it was compiled
+    for; the counts of steps, which it is not given, are looked at here.
+
     Attributes:
-        gradients_left: The parameters may have gradients, of a step that was taken as it is.
+        gradients_left: A step was taken as it is, so parameters may have gradients, and counts are others.
     """
 
     def __init__(self, compiling: Any) -> None:
@@ -87,41 +99,57 @@ class CompiledStep:
         self._sees = None if run.check is None else run.check.guard(lambda loss: None)
         self._built: dict[Any, Callable[..., Any]] = {}
         self.gradients_left = True
-        self._on_cpu = run.strategy.device.type == "cpu"
+        self._device = device = run.strategy.device
+        self._on_cpu = device.type == "cpu"
         # Autocast is part of the graph, since the update is not under it; a default dtype is none of an operation's.
         self._context = None if run.precision.dtype is None else run.precision.forward_context
 
     def bind(self) -> None:
-        """Take the parameters and their state as they are now."""
-        optimizer = self._turn.optimizer
-        self._optimizer, self._groups = optimizer, optimizer.param_groups
-        self._params = [list(group["params"]) for group in self._groups]
-        flat = [parameter for group in self._params for parameter in group if parameter.requires_grad]
-        self._dtype = torch.float64 if any(p.dtype == torch.float64 for p in flat) else torch.float32
-        self._kept = [
-            [_kept(optimizer.state.get(p), _state_names(group)) if p.requires_grad else None for p in params]
-            for group, params in zip(self._groups, self._params, strict=True)
-        ]
-        states = [optimizer.state[parameter] for parameter in flat if optimizer.state.get(parameter)]
-        self._first: dict[str, Any] = states[0] if states else {}
-        self._found = tuple(map(id, self._first.values()))
-        self._steps = [state["step"] for state in states if "step" in state]
-        self._ones = [torch.ones_like(step) for step in self._steps]
-        counts = {int(step) for step in self._steps}
-        self._count = counts.pop() if len(counts) == 1 else 0
+        """Take the steps that were counted so far, and keep the counts in one piece of memory."""
+        self._read()
+        groups, states = self._groups, self._states
+        self._group_count = len(groups)
+        trained = [parameter.requires_grad for params in self._params for parameter in params]
+        names = [_state_names(group) for group, params in zip(groups, self._params, strict=True) for _ in params]
+        self._counted = tuple(
+            trains and bool(state) and all(state.get(name) is not None for name in own)
+            for trains, state, own in zip(trained, states, names, strict=True)
+        )
+        floats = [p.dtype for params in self._params for p in params if p.requires_grad]
+        self._dtype, code = (torch.float64, "d") if torch.float64 in floats else (torch.float32, "f")
+        self._numbers = array(code, (number for group in groups for number in _numbers(group, 1)))
+        # Numbers that are written into the tensor's memory: to make a tensor takes ten times as long.
+        self._given = torch.frombuffer(self._numbers, dtype=self._dtype) if self._on_cpu else None
+        self._found = self._steps()
+        steps = [step for step, counted in zip(self._found, self._counted, strict=True) if counted and step is not None]
+        self._counts = _in_one_piece(steps)
+        counts = set() if self._counts is None else set(self._counts.tolist())
+        self._looks = self._counts is not None and self._counts.is_cpu
+        self._count = int(counts.pop()) if len(counts) == 1 else 0
         # Adam's first step is torch's own, which makes the state; what has joined later counts its own steps.
-        self._alike = not counts and (bool(states) or not any(map(_state_names, self._groups)))
+        self._alike = not counts and (any(self._counted) or not any(names)) and (not steps or self._counts is not None)
+
+    def _read(self) -> None:
+        """Take parameters and state as they are now."""
+        self._optimizer = optimizer = self._turn.optimizer
+        self._groups = groups = optimizer.param_groups
+        self._params = params = [group["params"] for group in groups]
+        self._states = [*map(optimizer.state.get, chain.from_iterable(params))]
+
+    def _steps(self) -> list[Tensor | None]:
+        return [state.get("step") if state else None for state in self._states]
 
     def ready(self) -> bool:
-        """The optimizer has made its state, and it is the one that ``bind`` saw."""
-        steps = self._steps
+        """The optimizer has made its state, and all parameters have taken the same number of steps."""
+        self._read()
+        found = self._steps()
         if (
-            not self._alike
-            or self._optimizer is not self._turn.optimizer
-            or self._groups is not self._optimizer.param_groups
-            or len(self._groups) != len(self._params)
-            or tuple(map(id, self._first.values())) != self._found
-            or (steps and steps[0].is_cpu and int(steps[0]) != self._count)
+            self.gradients_left
+            or not self._alike
+            or len(self._groups) != self._group_count
+            or len(found) != len(self._found)
+            or not all(map(is_, found, self._found))
+            or (self._looks and {*self._counts.tolist()} != {self._count})  # type: ignore[union-attr]
         ):
             self.bind()
         return self._alike
@@ -141,34 +169,60 @@ class CompiledStep:
 
     def compute(self, batch: Any, index: int) -> Any:
         """Run the graph, log what it logged, and count the step; returns the loss and the output."""
-        compiling = self._compiling
-        plan = tuple(map(_plan, self._groups))
-        whole = self._built.get(plan)
+        compiling, groups = self._compiling, self._groups
+        key = (self._counted, *map(_plan, groups))
+        whole = self._built.get(key)
         if whole is None:
-            whole = self._built[plan] = compiling.compiled(self._whole(plan))
+            whole = self._built[key] = compiling.compiled(self._whole(*key), self._tracing)
         if self.gradients_left:
             self._turn.clear()
             self.gradients_left = False
-        numbers: list[float] = []
         count = self._count + 1
-        for group in self._groups:
-            numbers += _numbers(group, count)
-        given = torch.tensor(numbers, dtype=self._dtype)
+        numbers: array[float] = array(self._numbers.typecode)
+        for group in groups:
+            numbers.extend(_numbers(group, count))
         on_cpu = self._on_cpu
-        if not on_cpu:
-            given = given.to(self._run.strategy.device, non_blocking=True)
-        args = (batch, index, self._params, self._kept, given, self._optimizer.__dict__.get("found_inf"))
+        if on_cpu:
+            self._numbers[:] = numbers
+            given = self._given
+        else:
+            given = torch.tensor(numbers, dtype=self._dtype).to(self._device, non_blocking=True)
+        args = (batch, index, self._params, self._states, given, self._optimizer.__dict__.get("found_inf"))
+        if compiling.replays and compiling.compilations:
+            _begin_replay()
         if self._context is None:
-            loss, output = compiling.recorded(whole, args, with_backward=True)
+            loss, output = compiling.recorded(whole, args)
         else:
             with self._context():
-                loss, output = compiling.recorded(whole, args, with_backward=True)
-        if self._steps and (not on_cpu or self._sees is None or math.isfinite(loss.item())):
-            torch._foreach_add_(self._steps, self._ones)
+                loss, output = compiling.recorded(whole, args)
+        counts = self._counts
+        if counts is not None and (not on_cpu or self._sees is None or math.isfinite(loss.item())):
+            counts.add_(1)
             self._count = count
         return loss, output
 
-    def _whole(self, plan: tuple[Any, ...]) -> Callable[..., Any]:
+    @contextmanager
+    def _tracing(self) -> Iterator[None]:
+        """While the graph is compiled: it may hold a backward pass."""
+        marked: list[Tensor] = []
+        if self._compiling.replays:  # a CUDA graph may change only what stays where it is
+            kept = [value for state in self._states if state for value in state.values() if isinstance(value, Tensor)]
+            marked = [tensor for tensor in chain(*self._params, kept) if not hasattr(tensor, _STATIC)]
+        for tensor in marked:
+            torch._dynamo.mark_static_address(tensor, guard=False)
+        try:
+            with tracing(
+                trace_autograd_ops=True,
+                record_runtime_overhead=False,  # regions for a profiler, which would be entered at each step
+                # The check that a parameter is the same in module and optimizer is in C++ then, not in Python.
+                use_lamba_guard_for_object_aliasing=False,
+            ):
+                yield
+        finally:
+            for tensor in marked:
+                delattr(tensor, _STATIC)  # which would go into checkpoints
+
+    def _whole(self, counted: tuple[bool, ...], *plan: tuple[Any, ...]) -> Callable[..., Any]:
         """The step as a function of everything that changes."""
         run, method, takes_index = self._run, self._method, self._turn.step_takes_index
         precision, checks = run.precision, self._sees is not None
@@ -178,7 +232,7 @@ class CompiledStep:
         device_type, low = (precision.device_type, precision.autocast_dtype) if autocast else ("cpu", None)
 
         def whole(
-            batch: Any, index: int, params: list[list[Tensor]], kept: list[Any], numbers: Tensor, halted: Any
+            batch: Any, index: int, params: list[list[Tensor]], states: list[Any], numbers: Tensor, halted: Any
         ) -> Any:
             with (
                 patch_dynamo_config(allow_unspec_int_on_nn_module=True),  # as _counting does
@@ -201,24 +255,49 @@ class CompiledStep:
                 fine = torch.isfinite(loss.detach()).reshape(()) if checks else None
                 if halted is not None:
                     fine = halted == 0 if fine is None else fine & (halted == 0)
-                first = 0
-                for (update, count, *settings), group, states in zip(plan, params, kept, strict=True):
-                    own = [numbers[first + place] for place in range(count)]
+                first = place = 0
+                for (update, names, count, *settings), group in zip(plan, params, strict=True):
+                    own = [numbers[first + number] for number in range(count)]
                     first += count
-                    for parameter, state in zip(group, states, strict=True):
+                    for parameter in group:
                         gradient = gradients.pop(0) if parameter.requires_grad else None
-                        if gradient is None and state:
+                        has_state, state = counted[place], states[place]
+                        place += 1
+                        if gradient is None and names and has_state:
                             raise ValueError("a parameter has no gradient any more")  # its steps are not counted
                         if gradient is None:
                             continue
-                        if state is None:
+                        if names and not has_state:
                             raise ValueError("a parameter has its first gradient")
-                        for tensor, value in update(parameter, gradient, state, own, *settings):
+                        kept = [state[name] for name in names]
+                        for tensor, value in update(parameter, gradient, kept, own, *settings):
                             value = value.to(tensor.dtype)
                             tensor.copy_(value if fine is None else torch.where(fine, value, tensor))
                 return loss.detach(), _detached(output)
 
         return whole
+
+
+def _in_one_piece(steps: list[Tensor]) -> Tensor | None:
+    """The memory of ``steps``, from now on one piece, so that one operation counts them all.
+
+    They stay the tensors they are, for the optimizer and for checkpoints. None if there are none, or unlike ones.
+    """
+    if len({(step.dtype, step.device, step.shape) for step in steps}) != 1 or steps[0].shape:
+        return None
+    with torch.no_grad():
+        counts = torch.stack(steps)
+        for step, place in zip(steps, counts.unbind(), strict=True):
+            step.set_(place)  # type: ignore[call-overload]
+    return counts
+
+
+def tracing(**options: Any) -> AbstractContextManager[Any]:
+    """A context in which torch compiles with ``options``, those that this version has."""
+    options["skip_nnmodule_hook_guards"] = False  # hooks may be added in the midst of training
+    known = {name: value for name, value in options.items() if hasattr(dynamo_config, name)}
+    context: AbstractContextManager[Any] = dynamo_config.patch(known)
+    return context
 
 
 def _detached(output: Any) -> Any:
@@ -231,29 +310,23 @@ def _detached(output: Any) -> Any:
     return output
 
 
-def _state_names(group: dict[str, Any]) -> list[str]:
+def _state_names(group: dict[str, Any]) -> tuple[str, ...]:
     """What the optimizer keeps for a parameter of ``group`` and the graph changes."""
     if "betas" not in group:
-        return ["momentum_buffer"] if group["momentum"] else []
-    return ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-
-
-def _kept(state: dict[str, Any] | None, names: list[str]) -> list[Tensor] | None:
-    """A parameter's state; None where the optimizer has not made it yet."""
-    kept = [(state or {}).get(name) for name in names]
-    return None if any(tensor is None for tensor in kept) else kept  # type: ignore[return-value]
+        return _BUFFERS if group["momentum"] else ()
+    return _MAX_MOMENTS if group["amsgrad"] else _MOMENTS
 
 
 # For each optimizer: what of its options is built into the graph, what goes into it as numbers, and the update.
 
 
 def _plan(group: dict[str, Any]) -> tuple[Any, ...]:
-    """The update of one group, how many numbers it takes, and what is built in."""
-    decays = group["weight_decay"] != 0
+    """The update of one group, what of the state it changes, how many numbers it takes, and what is built in."""
+    decays, names = group["weight_decay"] != 0, _state_names(group)
     if "betas" in group:
         decoupled = decays and group["decoupled_weight_decay"]
-        return _adam, 7, decays and not decoupled, decoupled, group["amsgrad"], group["maximize"]
-    return _sgd, 5, decays, group["momentum"] != 0, group["nesterov"], group["maximize"]
+        return _adam, names, 7, decays and not decoupled, decoupled, group["amsgrad"], group["maximize"]
+    return _sgd, names, 5, decays, group["momentum"] != 0, group["nesterov"], group["maximize"]
 
 
 def _numbers(group: dict[str, Any], count: int) -> list[float]:

@@ -7,19 +7,20 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType
 from typing import Any
 
 import torch
-import torch._dynamo.config as dynamo_config
 import torch._functorch.config as functorch_config
 from torch import Tensor
-from torch._dynamo import patch_dynamo_config
+from torch._dynamo import eval_frame, patch_dynamo_config
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import guard_failures
+from torch._ops import OpOverload, OpOverloadPacket
+from torch.fx import GraphModule
 
-from leyden.core.compiled_step import CompiledStep, why_not
+from leyden.core.compiled_step import CompiledStep, tracing, why_not
 from leyden.core.hooks import overrides
 from leyden.core.module import LightningModule
 from leyden.utils.errors import warn
@@ -35,6 +36,13 @@ _ROUNDS, _STEPS, _SECONDS = 5, 4, 1.0
 # What torch raises where it cannot compile.
 FAILURES = (TorchDynamoException, FailOnRecompileLimitHit)
 _NUMBERS = itertools.count()
+# Not public: without them every call is torch.compile's.
+_under_stance: Any = getattr(eval_frame, "_callback_from_stance", None)
+_set_eval_frame: Any = getattr(eval_frame, "set_eval_frame", None)
+
+
+class _NothingFits(Exception):
+    """No graph that was compiled so far is right for a call; none has run."""
 
 
 class Compiling:
@@ -43,6 +51,7 @@ class Compiling:
     Attributes:
         mode: ``"model"``, ``"step"`` or ``"eager"``, as it is at the time; ``"auto"`` until it has been measured.
         usual: The shapes of the first batch's tensors.
+        replays: A compiled step is one CUDA graph, which is replayed.
         compilations: For each compilation the shapes of the batch in work, and what made torch compile anew.
     """
 
@@ -53,6 +62,7 @@ class Compiling:
         self.usual: list[tuple[int, ...]] | None = None
         self.compilations: list[tuple[list[tuple[int, ...]], str]] = []
         self.recorder = Recorder()
+        self.replays = can_replay(run.strategy.device)
         self._tables = [vars(part) for part in run.module.modules() if isinstance(part, LightningModule)]
         self._results = None if run.options.barebones else run.results
         self._codes: list[Any] = []
@@ -73,7 +83,7 @@ class Compiling:
             if self.mode != "model" or not self._is_logging() or not self.fits(args[0]):
                 return step(*args)
             if compiled is None:
-                compiled = self.compiled(_counting(step))
+                compiled = self.compiled(_counting(step), tracing)
             try:
                 return self.recorded(compiled, args)
             except FAILURES as error:
@@ -121,7 +131,7 @@ class Compiling:
             return eager
         self.mode = "step"
         self._step = step = self._step or CompiledStep(self)
-        step.bind()
+        step.gradients_left = True
 
         def compiled(run: Any, batch: Any, index: int) -> Any:
             if self.mode == "step" and batch is not None and step.ready() and self.fits(batch):
@@ -134,18 +144,40 @@ class Compiling:
 
         return compiled
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, a Python function, compiled as one graph when it is called."""
+    def compiled(
+        self, function: Callable[..., Any], tracing: Callable[[], AbstractContextManager[Any]]
+    ) -> Callable[..., Any]:
+        """``function``, a Python function, compiled as one graph, within ``tracing()``, when it is called."""
         # torch keeps with the code what it compiled, how often, and which sizes have changed: here, in this run.
         code = function.__code__
         code = code.replace(co_name=f"{code.co_name}_{next(_NUMBERS)}")
         own = FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
         self._codes.append(code)
-        compiled = torch.compile(own, fullgraph=True, backend=self._backend)
+        context: Any = torch._dynamo.optimize(backend=self._backend, nopython=True)  # what torch.compile does
+        compiled = context(own)
+        compile_frame: Any = getattr(context, "callback", None)  # none where TORCHDYNAMO_DISABLE=1
+        is_direct = None not in (compile_frame, _under_stance, _set_eval_frame)
+
+        def refuse(frame: Any, *rest: Any) -> Any:  # which torch calls when none of its graphs fits
+            if frame.f_code is code:
+                raise _NothingFits
+            return compile_frame(frame, *rest)
+
+        refuse._torchdynamo_orig_backend = compile_frame  # type: ignore[attr-defined]
 
         def call(*args: Any) -> Any:
             self._batch = args[0]
-            return compiled(*args)
+            # Around each call torch has Python that takes 5 µs. A graph that is there and fits is run without it.
+            if is_direct and _under_stance(refuse) is refuse:
+                outer = _set_eval_frame(refuse)
+                try:
+                    return own(*args)
+                except _NothingFits:
+                    pass
+                finally:
+                    _set_eval_frame(outer)
+            with tracing():
+                return compiled(*args)
 
         return call
 
@@ -170,7 +202,7 @@ class Compiling:
         else:
             self._settle("eager", f"torch could not compile the step: {_first_line(error)}")
 
-    def recorded(self, step: Callable[..., Any], args: tuple[Any, ...], with_backward: bool = False) -> Any:
+    def recorded(self, step: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """What ``step`` returns; what it logs is logged once it has run, since a graph can hold no call of ours.
 
         Raises:
@@ -183,12 +215,6 @@ class Compiling:
             table["_results"] = recorder
         try:
             output = step(*args)
-        except TorchDynamoException:
-            if not with_backward:
-                raise
-            calls.clear()  # torch lets a graph hold a backward pass where this is set, wanted only while it compiles
-            with dynamo_config.patch(trace_autograd_ops=True):
-                output = step(*args)
         finally:
             results = self._results
             for table in tables:
@@ -229,8 +255,10 @@ class Compiling:
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, at what it imports itself
             from torch._inductor.compile_fx import compile_fx
 
-            # Dropout draws what it draws in the step as it is.
-            compiled = compile_fx(graph, inputs, config_patches={"fallback_random": True})
+            replays = self.mode == "step" and self.replays
+            compiled: Any = compile_fx(graph, inputs, config_patches=inductor_options(graph, replays))
+        if replays:
+            compiled = handing_out_copies(compiled)
         self.compilations.append((_shapes(self._batch), self._last_reason()))
         return compiled
 
@@ -316,6 +344,54 @@ class Compiling:
             for table in self._tables:
                 table["_results"] = before
             self.recorder.calls.clear()
+
+
+def can_replay(device: torch.device) -> bool:
+    """Steps on ``device`` can be CUDA graphs."""
+    return device.type == "cuda"
+
+
+def inductor_options(graph: GraphModule, replays: bool) -> dict[str, Any]:
+    """How torch's compiler is to compile ``graph``, into a CUDA graph if ``replays``."""
+    operators = [
+        str(node.target)
+        for part in graph.modules()
+        if isinstance(part, GraphModule)
+        for node in part.graph.nodes
+        if isinstance(node.target, OpOverload | OpOverloadPacket)
+    ]
+    options = {
+        "fallback_random": True,  # dropout draws what it draws in the step as it is
+        # torch's guards have compared the sizes of what goes in already, and its own operators give what they say. To
+        # compare them from Python takes a tenth of a small model's step.
+        "size_asserts": not all(name.startswith(("aten.", "prims.")) for name in operators),
+    }
+    if replays:  # a graph that takes sizes or other whole numbers would be captured once for each of them
+        options |= {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True}
+    return options
+
+
+def handing_out_copies(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """``compiled``, a CUDA graph, with outputs that last: its own are written over when it is replayed."""
+    places: list[int] | None = None
+
+    def run(*args: Any) -> Any:
+        nonlocal places
+        outputs = [*compiled(*args)]
+        if places is None:  # what shares memory with an input is no memory of the graph's
+            given = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
+            places = [
+                place
+                for place, output in enumerate(outputs)
+                if isinstance(output, Tensor) and output.untyped_storage().data_ptr() not in given
+            ]
+        copies = {id(outputs[place]): outputs[place] for place in places}
+        copies = {key: output.clone() for key, output in copies.items()}
+        for place in places:
+            outputs[place] = copies[id(outputs[place])]
+        return outputs
+
+    return run
 
 
 def _counting(step: Callable[..., Any]) -> Callable[..., Any]:

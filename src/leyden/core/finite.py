@@ -107,9 +107,15 @@ class Check:
         if self._kept or self._weights:
             self._keep()
 
+    def watch(self) -> None:
+        """Look at all that the run propagates from now on."""
+        run, self._backward = self.run, of_scalars(self.run.backward)
+        run.remember, run.backward = self.remember, self.guard(run.backward)
+        self._leave_looking()
+
     def guard(self, backward: Callable[..., None]) -> Callable[..., None]:
         """``backward``, which is not reached by a loss that is not finite."""
-        is_finite, self._backward = math.isfinite, of_scalars(backward)
+        is_finite = math.isfinite
 
         def checked(loss: Tensor, *args: Any, **options: Any) -> None:
             try:
@@ -175,13 +181,19 @@ class Check:
         before, self._learning = self._begun[2], self._learning - 1
         if before is not None and not torch.equal(before, self._state()):
             self._draws, self._learning = True, 0
-        elif not (self._learning or self._kept or self._weights) and self._is_of_one_turn():
-            # Nothing more is to be learnt from how a step begins.
-            self._begun = self.run.turns[0].step, math.inf, None
-            self.run.remember, self.run.unguarded = None, self._backward
+        self._leave_looking()
 
-    def _is_of_one_turn(self) -> bool:
-        return len(self.run.turns) == 1 and self.run.module.automatic_optimization
+    def _leave_looking(self) -> None:
+        """Have the loop look at plain losses itself, when nothing is to be learnt any more of one optimizer's steps."""
+        run = self.run
+        if self._learning or self.settles_late or len(run.turns) > 1 or not run.module.automatic_optimization:
+            return
+        run.unguarded = self._backward
+        if run.plain_backward is not None:
+            run.plain_backward, run.looks = self._backward, True
+        if not (self._draws or self._kept or self._weights):
+            self._begun = run.turns[0].step, math.inf, None
+            run.remember = None
 
     def _keep(self) -> None:
         """Copy what a step changes before its loss can be looked at."""

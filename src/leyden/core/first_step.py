@@ -140,6 +140,7 @@ def watch_first_step(run: Run) -> None:
                 _warn_of_what_is_logged(run)
         if (len(seen) >= len(run.optimizers) or looks == _LAST_LOOK) and getattr(hooks, event) is look:
             setattr(hooks, event, fire)
+            run.resolve_plain_step()
 
     setattr(hooks, event, look)
 

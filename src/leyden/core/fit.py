@@ -37,11 +37,11 @@ from leyden.core.checkpoint import restore_loop
 from leyden.core.due import must_stop, resolve_validation, step_plateau, step_schedulers
 from leyden.core.evaluate import ready_to_validate, sanity_check, validate_inside_fit
 from leyden.core.lifecycle import start_logging
-from leyden.core.outputs import loss_of, seen_by_hooks
+from leyden.core.outputs import refuse_what_is_no_loss, seen_by_hooks
 from leyden.core.run import Run, warn_about_modes
 from leyden.core.saving import write_asked
 from leyden.core.state import LOGGING, VALIDATED, VALIDATION, Stage
-from leyden.core.train_batch import end_window, learn_from, manual_batch, several_turns, train_batch
+from leyden.core.train_batch import learn_from_output, manual_batch, several_turns, train_batch
 from leyden.utils.errors import warn
 from leyden.utils.lazy import LazyModule
 
@@ -114,8 +114,11 @@ def train_epoch(run: Run) -> None:
         fire()
     before, after = hooks.on_train_batch_start, hooks.on_train_batch_end
     more = bool(after or due or schedulers)  # comes after every batch
-    alone = turns[0] if automatic and len(turns) == 1 else None
+    next_log = (position.stepped_batches // log_every + 1) * log_every if log_every else math.inf
     work = resolve_work(run)
+    # What is called in every step has a local name: Python finds what lies in attributes slower than it is called.
+    first = turns[0]
+    step, optimizer, clear, advance, named = first.step, first.optimizer, first.clear, first.advance, first.named
 
     batches = train.rest_of_epoch(position, state)
     run.times.enter_steps()
@@ -124,8 +127,10 @@ def train_epoch(run: Run) -> None:
     for batch in batches:
         index = position.batch
         results.batch, results.samples = batch, None
+        backward = run.plain_backward
         if batch is None:
             warn("LD032", f"{run.sources['train'].name} gave None instead of a batch; it is passed over.")
+            backward = None
         elif before is not None and before(batch, index) == -1:
             train.is_last = True
             if schedulers and automatic:
@@ -133,25 +138,47 @@ def train_epoch(run: Run) -> None:
                     turn.stepped = False
                 step_schedulers(run, index)
             break
-        output = work(run, batch, index)
-        if alone is not None:
-            stepped = alone.stepped
-            position.global_step += stepped
-        elif automatic:
-            stepped = any(turn.stepped for turn in turns)
-            position.global_step += stepped
+        if backward is not None:
+            if remember := run.remember:
+                remember(step)
+            output = step(batch, index)
+            if type(output) is Tensor:
+                if named:
+                    optimizer.zero_grad()
+                else:
+                    clear()
+                try:
+                    if run.looks and not isfinite(output.item()):
+                        run.check.refuse(output)
+                    backward(output)
+                except RuntimeError:
+                    refuse_what_is_no_loss(output, run)
+                    raise
+                if named:
+                    optimizer.step()
+                else:
+                    advance()
+                stepped = first.stepped = True
+            else:
+                stepped = learn_from_output(run, first, output, index)
         else:
-            stepped = batch is not None and run.window.steps
+            output = work(run, batch, index)
+            stepped = any(turn.stepped for turn in turns) if automatic else batch is not None and run.window.steps
         position.batch = index + 1  # before the hooks, so that a checkpoint they save resumes behind this batch
         position.batch_total += 1
-        position.stepped_batches += stepped
-        if more or state.save_requests or state.signal or (log_every and position.stepped_batches % log_every == 0):
+        if stepped:
+            position.stepped_batches += 1
+            if automatic:
+                position.global_step += 1
+        if more or state.save_requests or state.signal or position.stepped_batches >= next_log:
             position.tail = LOGGING
             if schedulers and automatic:
                 step_schedulers(run, index)
             if after is not None and batch is not None:
                 after(seen_by_hooks(output, run), batch, index)
             _finish_batch(run, index, stepped)
+            if position.stepped_batches >= next_log:
+                next_log += log_every
         if position.global_step >= max_steps or (state.should_stop and must_stop(run)):
             if complete := train.is_last:
                 next(batches, None)  # the loader is read to its very end, where samplers draw too
@@ -177,44 +204,16 @@ def train_epoch(run: Run) -> None:
 
 
 def resolve_work(run: Run) -> Callable[[Run, Any, int], Any]:
-    """What trains on a batch, for the epoch that begins."""
-    turn, hooks = run.turns[0], run.hooks
-    between = hooks.on_before_zero_grad, hooks.on_before_backward, hooks.on_after_backward
-    more = any((*between, run.zero_grad, run.unscale, run.clip))
-    work: Callable[[Run, Any, int], Any]
+    """What trains on a batch in the epoch that begins, where ``run.plain_backward`` is None."""
+    run.resolve_plain_step()
+    if run.pending:  # of a window that a checkpoint was made in
+        run.plain_backward = None
+    work: Callable[[Run, Any, int], Any] = train_batch
     if not run.module.automatic_optimization:
         work = manual_batch
     elif len(run.turns) > 1:
         work = several_turns
-    else:
-        work = plain_batch if turn.optimizer is not None and turn.closure_first and not more else train_batch
     return work if run.compiling is None else run.compiling.work(work)
-
-
-def plain_batch(run: Run, batch: Any, index: int) -> Any:
-    """Forward, backward, step: ``train_batch`` with nothing between that nobody asked for."""
-    turn = run.turns[0]
-    if batch is None or run.accumulate != 1 or turn.pending:
-        return train_batch(run, batch, index)
-    if remember := run.remember:
-        remember(turn.step)
-    output = turn.step(batch, index) if turn.step_takes_index else turn.step(batch)
-    if type(output) is not Tensor or output.ndim or not output.requires_grad:
-        learn_from(run, turn, output, loss_of(output, run), index, True, 1, True)
-        end_window(turn)
-        return output
-    turn.clear()
-    if (backward := run.unguarded) is None:
-        run.backward(output)
-    else:
-        if not isfinite(output.item()):
-            run.check.refuse(output)
-        backward(output)
-    if fire := run.hooks.on_before_optimizer_step:
-        fire(turn.optimizer)
-    turn.advance()
-    turn.stepped = True
-    return output
 
 
 def _finish_batch(run: Run, index: int, stepped: bool) -> None:

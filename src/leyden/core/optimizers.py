@@ -154,6 +154,7 @@ class Turn:
         closure_first: The closure may run before ``optimizer.step`` with the same result.
         advance: Steps the optimizer under the run's precision.
         clear: Clears the gradients of its parameters.
+        named: ``advance`` and ``clear`` are the optimizer's own ``step`` and ``zero_grad``.
         pending: Backward passes since it stepped last; in manual optimization, calls of ``step`` that are put off.
         stepped: It stepped in the batch in work.
         weight: Sum of the ``"weight"`` of these batches, a number or a tensor; None where steps return none.
@@ -169,6 +170,7 @@ class Turn:
     closure_first: bool = True
     advance: Any = None
     clear: Any = None
+    named: bool = False
     pending: int = 0
     stepped: bool = False
     weight: Any = None

@@ -42,6 +42,18 @@ def loss_of(output: Any, run: Run) -> Tensor | None:
     )
 
 
+def refuse_what_is_no_loss(output: Any, run: Run) -> None:
+    """Say what is wrong with ``output``, which torch could not propagate; nothing if it is a loss.
+
+    Raises:
+        MisconfigurationError: It is none.
+    """
+    try:
+        loss_of(output, run)
+    except MisconfigurationError as error:
+        raise error from None
+
+
 def losses_of(output: Any, run: Run, due: list[Turn]) -> list[tuple[Turn, Tensor]]:
     """The losses that a shared ``training_step`` returned for the optimizers whose turn it is."""
     names = [turn.name for turn in run.turns]

@@ -57,8 +57,8 @@ _DRAW_ONCE = {
     *(BatchSampler, DistributedSampler),
 }
 _NONE = object()
-# What goes over a list, a tuple or a range.
-_READY: set[type] = {type(iter(kind())) for kind in (list, tuple)} | {type(iter(range(0)))}
+# What goes over a list, a tuple or a range: its items are there, and how many are left is known.
+READY: set[type] = {type(iter(kind())) for kind in (list, tuple)} | {type(iter(range(0)))}
 _ALL_BITS = 2**64 - 1
 
 
@@ -79,7 +79,7 @@ class Pass:
         self._lane: Lane | None = None
         self._in_lane = 0  # batches that were read there
         ready = isinstance(loader, list | tuple | range)
-        self._plain = ready or type(self._iterator) in _READY
+        self._plain = ready or type(self._iterator) in READY
         self.rereads = not ready
 
     def skip(self) -> bool:

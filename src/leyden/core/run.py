@@ -105,8 +105,10 @@ class Run:
         check: Looks at every loss before it is propagated; None where nobody wants that.
         unscale: The precision's; None where it does nothing.
         remember: Told of every training step as it begins, for the check; None where it need not be.
-        unguarded: ``backward`` without the check, once that wants of a plain step no more than the loss itself; else
-            None.
+        unguarded: ``backward`` of a plain loss without the check, where the loop itself looks at the loss; else None.
+        plain_backward: ``backward`` for the loop itself, while a batch takes forward, backward, the optimizer's step,
+            and nothing that comes between; else None.
+        looks: The loop looks if a plain loss is finite.
         compiling: Compiles the training step; None where nobody wants that.
         times: What the time of this run goes into.
     """
@@ -150,6 +152,8 @@ class Run:
         self.check: Any = None
         self.remember: Callable[..., Any] | None = None
         self.unguarded: Callable[..., None] | None = None
+        self.plain_backward: Callable[..., None] | None = None
+        self.looks = False
         self.compiling: Any = None
 
         self.optimizers: list[Optimizer] = []
@@ -253,7 +257,7 @@ class Run:
             self.backward = lambda loss, **options: backward(precision.scale(loss), **options)
         if self.check is not None:
             self.check.arm(self.optimizers)
-            self.remember, self.backward = self.check.remember, self.check.guard(self.backward)
+            self.check.watch()
         if overrides(module, "optimizer_zero_grad", LightningModule):
             self.zero_grad = self._method("optimizer_zero_grad")
         self.optimizer_step = self._method("optimizer_step")
@@ -261,6 +265,30 @@ class Run:
         self.clip = self._resolve_clipping()
         self.accumulate = options.accumulate_grad_batches
         self.log_every = 50 if options.log_every_n_steps is None else options.log_every_n_steps
+
+    def resolve_plain_step(self) -> None:
+        """Find out if a batch takes nothing but forward, backward and the optimizer's step, until somebody asks."""
+        turn, hooks = self.turns[0], self.hooks
+        inside = (
+            *(hooks.on_before_zero_grad, hooks.on_before_backward),
+            *(hooks.on_after_backward, hooks.on_before_optimizer_step),
+        )
+        plain = (
+            self.module.automatic_optimization
+            and len(self.turns) == 1
+            and turn.optimizer is not None
+            and turn.closure_first
+            and turn.step_takes_index
+            and self.accumulate == 1
+            and self.compiling is None
+            and not any((*inside, self.zero_grad, self.unscale, self.clip))
+        )
+        self.looks = plain and self.unguarded is not None and self.check is not None
+        self.plain_backward = (self.unguarded or self.backward) if plain else None
+
+    def accumulate_over(self, batches: int) -> None:
+        """Have an optimizer step after so many batches, from the next one on."""
+        self.accumulate, self.plain_backward = batches, None
 
     def take_optimizers(self, optimizers: list[Optimizer]) -> None:
         """Train with ``optimizers`` in place of those that ``configure_optimizers`` made."""
@@ -276,6 +304,7 @@ class Run:
             turn.optimizer, turn.wrapped = optimizer, wrapped
         if self.check is not None:
             self.check.arm(self.optimizers)
+        self.plain_backward = None  # for the rest of the epoch
         self._bind_turns()
 
     def _take_optimizers(self, returned: Any, name: str, every: int) -> None:
@@ -321,6 +350,7 @@ class Run:
             turn.closure_first = not steps_itself and (turn.optimizer is None or _steps_plainly(turn.optimizer))
             if turn.optimizer is not None:
                 turn.advance, turn.clear = self._bind_optimizer(turn.optimizer)
+                turn.named = isinstance(turn.advance, partial) and turn.advance.func is _STEP
             turn.step, turn.step_takes_index = self.training_step, self.step_takes_index
             if step := own.get(turn.name):
                 turn.step, turn.step_takes_index = self._bind(step)

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from leyden.core.combined import CombinedLoader
-from leyden.core.reading import draws_nothing, is_plain
+from leyden.core.reading import READY, draws_nothing, is_plain
 
 VALIDATION, LOGGING, CHECKPOINTS = "validation", "logging", "checkpoints"
 
@@ -114,7 +114,7 @@ class Times:
         self._training_began = self._training_began or began
         self.starts += perf_counter() - began
         self.epochs += 1
-        return chain.from_iterable(self._portions(batches, is_ready(loader)))
+        return chain.from_iterable(self._portions(batches, type(batches) in READY or is_ready(loader)))
 
     def _portions(self, batches: Iterator[Any], ready: bool) -> Iterator[Iterator[Any]]:
         self._over = False

@@ -23,7 +23,7 @@ def train_batch(run: Run, batch: Any, index: int, turn: Turn | None = None) -> A
     if turn.closure_first:  # torch's optimizers: the same result as step(closure), four frames fewer
         output, _ = _propagate(run, turn, batch, index, stepping, share, turn.pending == 0)
         if stepping:
-            end_window(turn)
+            _end_window(turn)
         return output
     return _closure_batch(run, turn, batch, index, stepping, share)
 
@@ -39,10 +39,18 @@ def _propagate(
             remember(turn.step)
         output = turn.step(batch, index) if turn.step_takes_index else turn.step(batch)
         loss = loss_of(output, run)
-    return output, learn_from(run, turn, output, loss, index, stepping, share, clears)
+    return output, _learn_from(run, turn, output, loss, index, stepping, share, clears)
 
 
-def learn_from(
+def learn_from_output(run: Run, turn: Turn, output: Any, index: int) -> bool:
+    """What is left of a plain step whose ``output`` is no plain loss; returns if the optimizer stepped."""
+    turn.stepped = False
+    _learn_from(run, turn, output, loss_of(output, run), index, True, 1, True)
+    _end_window(turn)
+    return turn.stepped
+
+
+def _learn_from(
     run: Run, turn: Turn, output: Any, loss: Tensor | None, index: int, stepping: bool, share: int, clears: bool
 ) -> Tensor | None:
     """Backward, and all that comes between its parts; returns the loss as it was propagated."""
@@ -65,7 +73,7 @@ def learn_from(
     return loss
 
 
-def end_window(turn: Turn) -> None:
+def _end_window(turn: Turn) -> None:
     """End a window."""
     turn.stepped = turn.optimizer is None or turn.pending > 0  # none are, where every batch of it was skipped
     if turn.pending and turn.optimizer is not None:
