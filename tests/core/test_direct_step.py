@@ -2,7 +2,10 @@
 
 import copy
 import random
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -526,3 +529,45 @@ def test_on_a_gpu_the_bits_are_those_of_torchs_step(kind, chosen, plain_steps):
         assert count_calls(step, plain_steps) == (index == 0 or chosen.get("foreach") is False)
         assert_same(*(o.param_groups[0]["params"] for o in optimizers), f"step {index}")
         assert_same(optimizers[0].state_dict(), optimizers[1].state_dict(), f"step {index}")
+
+
+WITHOUT_THE_COMPILER = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from models import TinyModel, tiny_loader
+from recording import bare
+
+class Model(TinyModel):
+    def configure_optimizers(self):
+        optimizer = {optimizer}
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+def trained(**options):
+    torch.manual_seed(0)
+    model = Model()
+    trainer = bare(max_epochs=2, **options)
+    trainer.fit(model, list(tiny_loader(4)))
+    trainer.save_checkpoint({file!r})
+    return [*model.parameters(), *(t for s in trainer.optimizers[0].state.values() for t in s.values())]
+
+quick = trained()
+imported = "torch._dynamo" in sys.modules
+usual = trained(fast_paths=False)
+print(imported, "torch._dynamo" in sys.modules, len(quick) == len(usual) and all(map(torch.equal, quick, usual)))
+"""
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "torch.optim.Adam(self.parameters())",
+        "torch.optim.AdamW(self.parameters(), amsgrad=True, weight_decay=0.1)",
+        "torch.optim.SGD(self.parameters(), 0.1)",
+        "torch.optim.SGD(self.parameters(), 0.1, momentum=0.9, dampening=0.5)",
+    ],
+)
+def test_a_whole_fit_does_without_torchs_compiler(optimizer, tmp_path):
+    tests = str(Path(__file__).parents[1])
+    code = WITHOUT_THE_COMPILER.format(tests=tests, optimizer=optimizer, file=str(tmp_path / "last.ckpt"))
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert ran.stdout.strip() == "False True True", ran.stderr

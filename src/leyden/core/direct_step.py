@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from itertools import chain, pairwise
 from operator import attrgetter, is_
@@ -28,6 +29,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from leyden.core.hooks import overrides
 from leyden.fabric.precision import MixedPrecision, Precision
+from leyden.utils.dynamo import COMPILER
 
 _gradient = attrgetter("grad")
 _NUMBERS = (float, int)
@@ -82,6 +84,8 @@ class DirectStep:
         self._optimizer = optimizer
         self._kind = type(optimizer)
         self._step = self._kind.step
+        within: Any = inspect.unwrap(self._step)  # torch's own step, without the two functions around it
+        self._within = within
         self._run = _run_sgd if self._kind is SGD else _run_adam
         self._wrapper: Any = None  # what torch's schedulers put around optimizer.step, to know if it was called
         self._parts: list[_Part] = []
@@ -110,12 +114,14 @@ class DirectStep:
         adam, run, enabled = self._kind is not SGD, self._run, torch.is_grad_enabled()
         # All groups are looked at before any is changed: the step is taken directly as a whole, or not at all.
         try:
-            for group, part in zip(groups, parts, strict=False):
-                if not part.take(group, state, adam):
-                    return optimizer.step()
+            known = all(part.take(group, state, adam) for group, part in zip(groups, parts, strict=False))
+            if not known and COMPILER in sys.modules:
+                return optimizer.step()
             if wrapper is not None:
                 own["_opt_called"] = True
             torch.set_grad_enabled(False)
+            if not known:  # torch's own step, without what would import its compiler
+                return self._within(optimizer)
             for group, part in zip(groups, parts, strict=False):
                 if part.gradients:
                     run(part, group)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-_COMPILER = "torch._dynamo"
+COMPILER = "torch._dynamo"
 # Where torch's wrapper looks for the function that it made of the one within, once the compiler is there.
 _MADE = "__dynamo_disable"
 _METHODS = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
@@ -25,7 +25,7 @@ def compiler_put_off() -> Iterator[None]:
     torch keeps the compiler from tracing these methods, and imports it for that. While it is not imported, nobody
     traces, so they are called as they are; as soon as it is, they are torch's own again. Nothing is left behind.
     """
-    found = () if _COMPILER in sys.modules else _functions()
+    found = () if COMPILER in sys.modules else _functions()
     ours: dict[FunctionType, Callable[..., Any]] = {}
     for function in found:
         if _MADE not in vars(function):
@@ -39,7 +39,7 @@ def compiler_put_off() -> Iterator[None]:
 
 
 def _call(function: FunctionType, *args: Any, **options: Any) -> Any:
-    if _COMPILER not in sys.modules:
+    if COMPILER not in sys.modules:
         return function(*args, **options)
     vars(function).pop(_MADE, None)
     return getattr(Optimizer, function.__name__)(*args, **options)
