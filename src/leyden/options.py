@@ -120,9 +120,11 @@ class TrainerOptions:
         preempt_grace: Seconds that the batch in work may take to end once SIGTERM, SIGINT, SIGUSR1 or SIGHUP asks the
             process to stop. Then training is saved as ``preempt.ckpt`` beside the other checkpoints, and the process
             ends with 128 and the signal's number; with nothing saved, if the batch takes longer.
-        fast_paths: Take the shorter ways to the same numbers, where they are known to be the same to the last bit: a
-            step of torch's SGD, Adam and AdamW by torch's kernels without the Python around them, and batches gathered
-            from data in memory. False goes the usual ways, to measure or to look for a mistake.
+        fast_paths: Take the shorter ways to the same numbers, where they are known to be the same to the last bit:
+            torch's SGD, Adam and AdamW by torch's kernels without the Python around them, the backward pass likewise,
+            and batches gathered from data in memory. On a GPU batches are copied beside the step before, and Adam and
+            AdamW that were not told how to step do so by their fused kernels, which round otherwise. False goes the
+            usual ways, to measure or to look for a mistake.
         compile: Compile the training step by ``torch.compile``: ``"model"`` (forward and loss), ``"step"`` (backward,
             clipping and the optimizer's step too, as one graph), or ``"auto"``, which measures a few steps and takes
             what is fastest. What cannot be compiled runs as it is, and a warning says why. Results are the same but

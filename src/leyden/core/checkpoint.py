@@ -147,7 +147,7 @@ def _restore_callbacks(run: Run, states: dict[str, Any]) -> None:
 
 def _capture_optimizers(run: Run) -> list[dict[str, Any]]:
     with compiler_put_off():
-        return [optimizer.state_dict() for optimizer in run.optimizers]
+        return [run.state_of(optimizer) for optimizer in run.optimizers]
 
 
 def _restore_optimizers(run: Run, states: list[dict[str, Any]]) -> None:
@@ -172,6 +172,7 @@ def _restore_optimizers(run: Run, states: list[dict[str, Any]]) -> None:
                 f"{run.trainer.ckpt_path} has the state of another optimizer than the {type(optimizer).__name__} that "
                 f"configure_optimizers returned: it lacks {', '.join(lacking)}."
             )
+    run.prefer_fused()
 
 
 def _restore_schedulers(run: Run, states: list[dict[str, Any]]) -> None:

@@ -47,10 +47,13 @@ if TYPE_CHECKING:
 _compiling = LazyModule("leyden.core.compiling")
 _direct_step = LazyModule("leyden.core.direct_step")
 _finite = LazyModule("leyden.core.finite")
+_fused = LazyModule("leyden.core.fused")
 _guard = LazyModule("leyden.loggers.guard")
 _time_report = LazyModule("leyden.core.time_report")
 _times = LazyModule("leyden.core.times")
 
+# Kinds of devices on which torch's fused optimizers are what an optimizer is given that was not told how to step.
+FUSED_ON = ("cuda",)
 # Which loaders each loop reads, which step it calls, and how its hooks and limits are called.
 KIND = {
     Stage.TRAIN: "train",
@@ -247,6 +250,7 @@ class Run:
             )
         if options.compile is not None:
             self.compiling = _compiling.Compiling(self)
+        self.prefer_fused()
         self.training_step, self.step_takes_index = self._bind(module.training_step)
         self._bind_turns()
         plainly = _leaves_as_is(precision, "backward", "scale")
@@ -302,10 +306,20 @@ class Run:
         for turn, optimizer, wrapped in zip(self.turns, self.optimizers, self.wrapped_optimizers, strict=False):
             self.precision.check_optimizer(optimizer)
             turn.optimizer, turn.wrapped = optimizer, wrapped
+        self.prefer_fused()
         if self.check is not None:
             self.check.arm(self.optimizers)
         self.plain_backward = None  # for the rest of the epoch
         self._bind_turns()
+
+    def prefer_fused(self) -> None:
+        """Have optimizers that are free to do so step by fused kernels, on devices where those are faster."""
+        if self.strategy.device.type in FUSED_ON:
+            _fused.prefer_fused(self)
+
+    def state_of(self, optimizer: Optimizer) -> dict[str, Any]:
+        """``optimizer.state_dict()``, as it would be without ``prefer_fused``."""
+        return _fused.state_of(optimizer) if self.strategy.device.type in FUSED_ON else optimizer.state_dict()
 
     def _take_optimizers(self, returned: Any, name: str, every: int) -> None:
         """Take over what ``configure_optimizers`` returned, or returned under ``name``."""
