@@ -170,17 +170,15 @@ class Batches:
         self.is_last = done >= count
         try:
             if not self.is_last:
-                # Never beyond a limit: the next batch may be dear, or have yet to come.
-                batches = iterator if count == math.inf else islice(iterator, int(count) - done)
-                if not self._sure:
-                    batches = _read_ahead(iterator if self._whole else batches, self)
+                left = None if count == math.inf else int(count) - done
+                batches = islice(iterator, left)
+                if not self._sure:  # never beyond a limit: the next batch may be dear, or have yet to come
+                    batches = islice(_read_ahead(iterator if self._whole else batches, self), left)
                 for at, batch in enumerate(batches, done):
                     self.done = at
                     if at >= last:
                         self.is_last = True
                     yield batch if transfer is None else transfer(batch, dataloader_idx)
-                    if at >= last:
-                        break
                 if at < 0:
                     raise MisconfigurationError(
                         f"{self.where} gave no batch at all. An iterator, such as a generator, can be read only once: "

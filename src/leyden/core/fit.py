@@ -158,18 +158,19 @@ def train_epoch(run: Run) -> None:
                     optimizer.step()
                 else:
                     advance()
-                stepped = first.stepped = True
+                first.stepped = stepped = True
+                position.global_step += 1
             else:
                 stepped = learn_from_output(run, first, output, index)
+                position.global_step += stepped
         else:
             output = work(run, batch, index)
             stepped = any(turn.stepped for turn in turns) if automatic else batch is not None and run.window.steps
+            position.global_step += stepped and automatic
         position.batch = index + 1  # before the hooks, so that a checkpoint they save resumes behind this batch
         position.batch_total += 1
         if stepped:
             position.stepped_batches += 1
-            if automatic:
-                position.global_step += 1
         if more or state.save_requests or state.signal or position.stepped_batches >= next_log:
             position.tail = LOGGING
             if schedulers and automatic:
