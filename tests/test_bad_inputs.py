@@ -149,7 +149,7 @@ def of_lightning(name: str, *bases: type) -> Any:
         (nn.Linear(2, 2), "needs a LightningModule, got Linear. Make it an attribute of a LightningModule"),
         (tiny_loader(1), "needs a LightningModule, got DataLoader"),
         (None, "needs a LightningModule, got NoneType"),
-        (types.SimpleNamespace(_orig_mod=TinyModel()), "compiled module is not built yet"),  # as torch.compile returns
+        (types.SimpleNamespace(_orig_mod=TinyModel()), "needs a LightningModule, got SimpleNamespace"),
         (of_lightning("LightningModule", nn.Module), "It is one of Lightning's: import LightningModule from leyden"),
     ],
 )

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+_compiled_module = LazyModule("leyden.core.compiled_module")
 _finding = LazyModule("leyden.core.finding")
 _profilers = LazyModule("leyden.profilers.profiler")
 _profiling = LazyModule("leyden.core.profiling")
@@ -114,6 +115,7 @@ class Trainer(RunViews):
         self._fitted: LightningModule | None = None
         self._run: Run | None = None
         self._fit_run = None
+        self._torch_compile: Any = None
         if options.deterministic is not None:
             _make_deterministic(options.deterministic)
         if options.benchmark is not None or options.deterministic:
@@ -164,7 +166,7 @@ class Trainer(RunViews):
         """Train ``model``.
 
         Args:
-            model: What to train.
+            model: What to train; its step is compiled where it is what ``torch.compile`` made of a LightningModule.
             train_dataloaders: The training loader: a DataLoader or any iterable of batches; a collection of them, of
                 which every batch is a collection of batches; a CombinedLoader; or a datamodule.
             val_dataloaders: The validation loader, or a list of them, or a dict, whose keys name the metrics.
@@ -237,7 +239,7 @@ class Trainer(RunViews):
             VerificationError: Training itself fails.
         """
         given, datamodule = _loaders_of_fit(train_dataloaders, val_dataloaders, datamodule)
-        _check_model(model, Fn.FIT)
+        model = _check_model(model, Fn.FIT)
         found: Verification = _verify.verify(self, model, given["train"][0], given["val"][0], datamodule, steps)
         self.print(str(found))
         return found
@@ -404,7 +406,10 @@ class Trainer(RunViews):
     def _make_run(
         self, fn: Fn, model: LightningModule, given: dict[str, tuple[Any, str]], datamodule: LightningDataModule | None
     ) -> Run:
-        _check_model(model, fn)
+        wrapped, model = model, _check_model(model, fn)
+        options, self._torch_compile = self.options, None
+        if wrapped is not model or "_compiler_ctx" in vars(model):
+            options, self._torch_compile = _compiled_module.for_run(wrapped, model, options, fn)
         if datamodule is not None and not isinstance(datamodule, LightningDataModule):
             raise TypeError(f"datamodule={datamodule!r} is not a LightningDataModule.{_datamodule_hint(datamodule)}")
         forget_warnings(self.options.warnings)
@@ -419,7 +424,7 @@ class Trainer(RunViews):
         run = make(
             trainer=self,
             fn=fn,
-            options=self.options,
+            options=options,
             module=model,
             datamodule=datamodule,
             callbacks=self.callbacks,
@@ -513,7 +518,7 @@ class Trainer(RunViews):
         if not isinstance(path, _ByRule):
             found: str | None = _finding.find_checkpoint(self, path, method)
             return found
-        just_fitted = self._fitted is not None and (model is None or model is self._fitted)
+        just_fitted = self._fitted is not None and getattr(model, "_orig_mod", model) in (None, self._fitted)
         monitored = any(getattr(c, "monitor", None) for c in self.checkpoint_callbacks)
         if not just_fitted or not (monitored or model is None) or not _finding.best_checkpoint(self):
             return None
@@ -647,15 +652,15 @@ def _of_lightning(given: Any) -> bool:
     return any(cls.__module__.partition(".")[0] in ("lightning", "pytorch_lightning") for cls in type(given).__mro__)
 
 
-def _check_model(model: Any, fn: Fn) -> None:
+def _check_model(model: Any, fn: Fn) -> LightningModule:
     if isinstance(model, LightningModule):
-        return
+        return model
+    if isinstance(model, torch.nn.Module) and isinstance(module := model._modules.get("_orig_mod"), LightningModule):
+        return module  # which torch.compile has wrapped
     if isinstance(model, type) and issubclass(model, LightningModule):
         raise TypeError(f"trainer.{fn} got the class {model.__name__}. Make an instance: {model.__name__}(...).")
     hint = ""
-    if isinstance(getattr(model, "_orig_mod", None), LightningModule):
-        hint = " Training a compiled module is not built yet in Leyden; give the module itself."
-    elif _of_lightning(model):
+    if _of_lightning(model):
         hint = " It is one of Lightning's: import LightningModule from leyden."
     elif isinstance(model, torch.nn.Module):
         hint = " Make it an attribute of a LightningModule, which says how it is trained."

@@ -543,7 +543,7 @@ class RunViews:
             )
         self.options = dataclasses.replace(self.options, **{name: value})
         if running:
-            self._running.options = self.options
+            self._running.options = dataclasses.replace(self._running.options, **{name: value})
 
 
 # What these are when nobody has set them.

@@ -51,6 +51,7 @@ class Compiling:
     Attributes:
         mode: ``"model"``, ``"step"`` or ``"eager"``, as it is at the time; ``"auto"`` until it has been measured.
         usual: The shapes of the first batch's tensors.
+        how: What torch.compile was given, where fit was given what that made of the module.
         replays: A compiled step is one CUDA graph, which is replayed.
         compilations: For each compilation the shapes of the batch in work, and what made torch compile anew.
     """
@@ -58,20 +59,24 @@ class Compiling:
     def __init__(self, run: Any) -> None:
         self.run = run
         self.asked: str = run.options.compile
+        self.how = how = run.trainer._torch_compile
+        self._name = "torch.compile(model)" if how and not run.trainer.options.compile else f"compile={self.asked!r}"
         self.mode = self.asked
         self.usual: list[tuple[int, ...]] | None = None
         self.compilations: list[tuple[list[tuple[int, ...]], str]] = []
         self.recorder = Recorder()
-        self.replays = can_replay(run.strategy.device)
+        self.replays = can_replay(run.strategy.device) and (how is None or how.lets_replay)
         self._tables = [vars(part) for part in run.module.modules() if isinstance(part, LightningModule)]
         self._results = None if run.options.barebones else run.results
         self._codes: list[Any] = []
         self._odd = 0
-        self._any_shape = False
+        self._any_shape = bool(how and how.dynamo.get("dynamic"))
         self._batch: Any = None
         self._step: CompiledStep | None = None
         self._is_measuring = False
         self._has_begun = False
+        if how and how.asks_for_replays and can_replay(run.strategy.device) and self.asked == "model":
+            say(f"{self._name}: without CUDA graphs, which are made of whole steps only: Trainer(compile='step').")
 
     def forward(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """``step``, a step method of the module, which goes its compiled way in the mode ``"model"``."""
@@ -153,7 +158,8 @@ class Compiling:
         code = code.replace(co_name=f"{code.co_name}_{next(_NUMBERS)}")
         own = FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
         self._codes.append(code)
-        context: Any = torch._dynamo.optimize(backend=self._backend, nopython=True)  # what torch.compile does
+        options: Any = {} if self.how is None else self.how.dynamo
+        context: Any = torch._dynamo.optimize(backend=self._backend, nopython=True, **options)  # as torch.compile does
         compiled = context(own)
         compile_frame: Any = getattr(context, "callback", None)  # none where TORCHDYNAMO_DISABLE=1
         is_direct = None not in (compile_frame, _under_stance, _set_eval_frame)
@@ -196,11 +202,18 @@ class Compiling:
         return self._any_shape
 
     def give_up(self, error: BaseException) -> None:
-        """Go on with the step as it is; nothing of the compiled one has run."""
+        """Go on with the step as it is; nothing of the compiled one has run.
+
+        Raises:
+            FAILURES: torch.compile was given ``fullgraph=True``.
+        """
+        if self.how is not None and self.how.fullgraph:
+            raise error
         if isinstance(error, FailOnRecompileLimitHit) and self.compilations:
             self._settle("eager", f"it was compiled {len(self.compilations)} times, {self._last_reason()}")
         else:
-            self._settle("eager", f"torch could not compile the step: {_first_line(error)}")
+            cause = getattr(error, "inner_exception", error)  # what a backend raised
+            self._settle("eager", f"torch could not compile the step: {_first_line(cause)}")
 
     def recorded(self, step: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """What ``step`` returns; what it logs is logged once it has run, since a graph can hold no call of ours.
@@ -235,7 +248,7 @@ class Compiling:
             ]
             warn(
                 "LD311",
-                f"compile={self.asked!r}: the step was compiled {len(self.compilations)} times: "
+                f"{self._name}: the step was compiled {len(self.compilations)} times: "
                 f"{'; '.join(dict.fromkeys(what))}. Each takes seconds: keep what changes out of the step, and pad "
                 "batches to one shape.",
             )
@@ -253,10 +266,17 @@ class Compiling:
         }
         with warnings.catch_warnings(), functorch_config.patch(options):
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, at what it imports itself
-            from torch._inductor.compile_fx import compile_fx
+            replays, how = self.mode == "step" and self.replays, self.how
+            compiled: Any
+            if how is not None and how.inductor is None:
+                compiled = how.backend(graph, inputs)
+            else:
+                from torch._inductor.compile_fx import compile_fx
 
-            replays = self.mode == "step" and self.replays
-            compiled: Any = compile_fx(graph, inputs, config_patches=inductor_options(graph, replays))
+                patches, names = inductor_options(graph, replays), {}
+                if how is not None:
+                    patches, names = how.changed(patches, replays), how.names
+                compiled = compile_fx(graph, inputs, config_patches=patches, **names)
         if replays:
             compiled = handing_out_copies(compiled)
         self.compilations.append((_shapes(self._batch), self._last_reason()))
@@ -273,7 +293,7 @@ class Compiling:
             return
         self.mode = mode
         instead = "compile='model' is used" if mode == "model" else "the step runs as it is"
-        warn("LD310", f"compile={self.asked!r}: {instead}, because {reason}.", subject=mode)
+        warn("LD310", f"{self._name}: {instead}, because {reason}.", subject=mode)
 
     # compile="auto"
 
@@ -311,7 +331,7 @@ class Compiling:
                 return
         self.mode = min(best, key=lambda mode: best[mode])
         times = ", ".join(f"{mode} {seconds * 1e6:.0f}" for mode, seconds in best.items())
-        say(f"compile='auto': microseconds a step: {times}. {self.mode!r} is used.")
+        say(f"{self._name}: microseconds a step: {times}. {self.mode!r} is used.")
 
     def _as_it_is(self, batch: Any, index: int) -> None:
         """One step without hooks: forward, backward, and where there is one optimizer its step."""

@@ -116,7 +116,7 @@ def load_weights(module: Any, state: dict[str, Any], strict: bool, path: str) ->
         CheckpointError: The weights do not fit; the message names those that do not.
     """
     try:
-        missing, unexpected = module.load_state_dict(state, strict=strict)
+        missing, unexpected = module.load_state_dict(_renamed(module, state), strict=strict)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {path} do not fit {type(module).__name__}: {error}") from error
     if missing or unexpected:
@@ -125,6 +125,15 @@ def load_weights(module: Any, state: dict[str, Any], strict: bool, path: str) ->
             f"The weights in {path} do not match {type(module).__name__} one to one; "
             f"missing: {missing}, unexpected: {unexpected}.",
         )
+
+
+def _renamed(module: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """``state`` under the names of ``module``, where either has parts that torch.compile has wrapped."""
+    shell = "_orig_mod."
+    if not any(shell in name for name in state) and not any("_orig_mod" in part._modules for part in module.modules()):
+        return state
+    own = {name.replace(shell, ""): name for name in module.state_dict()}
+    return {own.get(name.replace(shell, ""), name): value for name, value in state.items()}
 
 
 def _where_it_was(storage: Any, location: str) -> Any:

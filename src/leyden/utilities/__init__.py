@@ -42,6 +42,7 @@ __getattr__, __dir__ = lazy_names(
         "WarningCache": "leyden.utils.rank_zero",
         "apply_to_collection": "leyden.utils.apply",
         "combined_loader": "leyden.utilities.combined_loader",
+        "compile": "leyden.utilities.compile",
         "disable_possible_user_warnings": "leyden.utils.rank_zero",
         "exceptions": "leyden.utilities.exceptions",
         "find_shared_parameters": "leyden.utils.tying",
