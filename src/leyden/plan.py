@@ -221,8 +221,7 @@ class _Walk:
         for turn in run.turns:
             turn.pending = 0
         if train.is_last:
-            position.epoch += 1
-            position.batch = 0
+            position.end_epoch()
 
     def _batch(self, index: int) -> bool:
         """One batch; True when it counts as a step for the loggers."""
@@ -241,7 +240,6 @@ class _Walk:
             stepped, _ = accumulation(run, index, _EACH_BATCH)
         position.global_step += stepped and self.automatic
         position.batch += 1
-        position.batch_total += 1
         for config in run.schedulers if self.automatic else ():
             if scheduler_is_due(run, config, index):
                 self.counts[id(config)] = self.counts.get(id(config), 0) + 1

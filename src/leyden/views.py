@@ -543,7 +543,7 @@ class RunViews:
             )
         self.options = dataclasses.replace(self.options, **{name: value})
         if running:
-            self._running.options = dataclasses.replace(self._running.options, **{name: value})
+            self._running.follow(dataclasses.replace(self._running.options, **{name: value}))
 
 
 # What these are when nobody has set them.
@@ -552,7 +552,7 @@ _MEANT_BY_NONE = {
     "val_check_interval": 1.0,
     "num_sanity_val_steps": 2,
 }
-# Options that a run in progress asks for again: max_steps at every epoch's start, the others whenever they count.
+# Options that a run in progress asks for again, whenever they count.
 _FOLLOWED = frozenset(("check_val_every_n_epoch", "max_epochs", "max_steps", "min_epochs", "min_steps"))
 # Options that can be read from the Trainer under their own name; to be set, see _set_option.
 _OPTION_VIEWS = frozenset(

@@ -44,6 +44,9 @@ def _propagate(
     run: Callable[..., Any] = Variable._execution_engine.run_backward,
     ones_like: Callable[[Tensor], Tensor] = torch.ones_like,
 ) -> None:
+    if Tensor.backward is not _TENSOR_BACKWARD:  # somebody has patched it since
+        loss.backward()
+        return
     run((loss,), (ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
@@ -55,7 +58,9 @@ def _is_torchs_own() -> bool:
     log = getattr(graph, "log", None)
     return (
         Tensor.backward is _TENSOR_BACKWARD
+        and getattr(_TENSOR_BACKWARD, "__globals__", None) is vars(torch._tensor)  # nobody had before this file came
         and torch.autograd.backward is _AUTOGRAD_BACKWARD
+        and getattr(_AUTOGRAD_BACKWARD, "__globals__", None) is vars(torch.autograd)
         and getattr(graph, "_engine_run_backward", None) is _RUN_BACKWARD is not None
         and isinstance(log, logging.Logger)
         and log.getEffectiveLevel() > logging.DEBUG

@@ -139,7 +139,7 @@ class Batches:
         if isinstance(self.loader, CombinedLoader):
             return self.loader.batches(done)
         reading = self.reading = begin_pass(self.loader, self.fast)
-        if done and not (self.knows_its_place and state_holder(self.loader)):
+        if done and not (self.knows_its_place and state_holder(self.loader) is not None):
             began = time.monotonic()
             for _ in range(done):
                 if not reading.skip():
@@ -160,6 +160,7 @@ class Batches:
 
     def _passing(self, iterator: Iterator[Any], dataloader_idx: int, done: int) -> Iterator[Any]:
         """What is left of a pass of which ``done`` batches are over, and gone from ``iterator``."""
+        self.is_last = done >= self.count
         generator = self._hand_out(iterator, dataloader_idx, done)
         self._handing_out = weakref.ref(generator)
         return generator
@@ -167,18 +168,19 @@ class Batches:
     def _hand_out(self, iterator: Iterator[Any], dataloader_idx: int, done: int) -> Iterator[Any]:
         count, transfer, reading = self.count, self.transfer, self.reading
         last, at = count - 1, done - 1
-        self.is_last = done >= count
         try:
             if not self.is_last:
                 left = None if count == math.inf else int(count) - done
                 batches = islice(iterator, left)
                 if not self._sure:  # never beyond a limit: the next batch may be dear, or have yet to come
                     batches = islice(_read_ahead(iterator if self._whole else batches, self), left)
-                for at, batch in enumerate(batches, done):
-                    self.done = at
+                for batch in batches:  # enumerate would keep the batch before, which may be another by now
+                    self.done = at = at + 1
                     if at >= last:
                         self.is_last = True
-                    yield batch if transfer is None else transfer(batch, dataloader_idx)
+                    if transfer is not None:
+                        batch = transfer(batch, dataloader_idx)
+                    yield batch
                 if at < 0:
                     raise MisconfigurationError(
                         f"{self.where} gave no batch at all. An iterator, such as a generator, can be read only once: "
@@ -270,7 +272,7 @@ class TrainBatches(Batches):
             in_epoch: The epoch is not over.
         """
         state: dict[str, Any] = {"generators": self._generator_states(), "epoch_generators": self._epoch_generators}
-        if holder := state_holder(self.loader):
+        if (holder := state_holder(self.loader)) is not None:
             ahead = self._state_before_reading if in_epoch else None
             state.update(self._place(holder) if ahead is None else ahead)
         return state
@@ -285,7 +287,7 @@ class TrainBatches(Batches):
         self._epoch_generators = state.get("epoch_generators")
         self.knows_its_place = "loader" in state or not state
         self._lane_state = state.get("lane")
-        if "loader" in state and (holder := state_holder(self.loader)):
+        if "loader" in state and (holder := state_holder(self.loader)) is not None:
             holder.load_state_dict(state["loader"])
 
     def _generators(self) -> list[torch.Generator]:

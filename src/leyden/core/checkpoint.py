@@ -357,7 +357,7 @@ def _restore_lightning_progress(run: Run, checkpoint: dict[str, Any]) -> None:
     position.epoch = epochs.get("processed", checkpoint.get("epoch", 0))
     mid_epoch = epochs.get("ready", 0) > epochs.get("processed", 0)
     position.batch = batches.get("current", {}).get("processed", 0) if mid_epoch else 0
-    position.batch_total = batches.get("total", {}).get("processed", 0)
+    position.batches_before = batches.get("total", {}).get("processed", 0) - position.batch
     position.stepped_batches = loop.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", position.global_step)
     states = loop.get("state_dict", {}).get("combined_loader", [])
     run.loader_state = {"loader": states[0]} if len(states) == 1 else {"generators": []}

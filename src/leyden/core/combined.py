@@ -191,7 +191,7 @@ class CombinedLoader:
             seed = int(torch.randint(2**31, (), device="cpu"))
         # Of the others the ends are counted while they are read.
         before = zip(self._flattened, self._ends, strict=True)
-        self._ends = [ends if done and state_holder(loader) else 0 for loader, ends in before]
+        self._ends = [ends if done and state_holder(loader) is not None else 0 for loader, ends in before]
         names = self.names
         readers = [_Reader(loader, i, names[i], self._ends, seed) for i, loader in enumerate(self._flattened)]
         others = [reader for reader in readers if not reader.keeps_its_place]

@@ -146,6 +146,8 @@ class Check:
             for group in optimizer.param_groups
             for parameter in group["params"]
         ]
+        if self._weights:
+            self.run.remember = self.remember
 
     def settle(self) -> None:
         """Look at every loss that was not looked at yet; waits for the device where there is one."""
@@ -211,9 +213,11 @@ class Check:
     def _step(self) -> Step:
         """The step in work."""
         call, steps_before, rng = self._begun
+        if self.run.remember is None:
+            call = self.run.turns[0].step  # as it is bound now
         batch = self.run.results.batch
         at, takes_index = self.run.state.position, self.run.step_takes_index
-        position = Position(at.epoch, at.batch, at.batch_total, at.global_step, at.stepped_batches)
+        position = Position(at.epoch, at.batch, at.batches_before, at.global_step, at.stepped_batches)
         method = "training_step"
         for turn in self.run.turns:
             if turn.step is call and call is not self.run.training_step:

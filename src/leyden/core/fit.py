@@ -103,7 +103,6 @@ def train_epoch(run: Run) -> None:
         run.renew_training_data()
     hooks, state, results, train = run.hooks, run.state, run.results, run.train
     position, log_every = state.position, run.log_every
-    max_steps = math.inf if run.options.max_steps == -1 else run.options.max_steps
     steps_before_epoch = position.global_step
     automatic, turns, schedulers = run.module.automatic_optimization, run.turns, run.schedulers
     due = run.validation_is_due = resolve_validation(run)
@@ -113,7 +112,7 @@ def train_epoch(run: Run) -> None:
     if position.batch == 0 and (fire := hooks.on_train_epoch_start):
         fire()
     before, after = hooks.on_train_batch_start, hooks.on_train_batch_end
-    more = bool(after or due or schedulers)  # comes after every batch
+    more = bool(after or due)  # comes after every batch
     next_log = (position.stepped_batches // log_every + 1) * log_every if log_every else math.inf
     work = resolve_work(run)
     # What is called in every step has a local name: Python finds what lies in attributes slower than it is called.
@@ -127,10 +126,8 @@ def train_epoch(run: Run) -> None:
     for batch in batches:
         index = position.batch
         results.batch, results.samples = batch, None
-        backward = run.plain_backward
         if batch is None:
             warn("LD032", f"{run.sources['train'].name} gave None instead of a batch; it is passed over.")
-            backward = None
         elif before is not None and before(batch, index) == -1:
             train.is_last = True
             if schedulers and automatic:
@@ -138,11 +135,12 @@ def train_epoch(run: Run) -> None:
                     turn.stepped = False
                 step_schedulers(run, index)
             break
-        if backward is not None:
+        backward = run.plain_backward  # behind the hook, which may change what a batch takes
+        if backward is not None and batch is not None:
             if remember := run.remember:
                 remember(step)
             output = step(batch, index)
-            if type(output) is Tensor:
+            if type(output) is Tensor and run.plain_backward is not None:  # nothing was changed in the step either
                 if named:
                     optimizer.zero_grad()
                 else:
@@ -151,7 +149,7 @@ def train_epoch(run: Run) -> None:
                     if run.looks and not isfinite(output.item()):
                         run.check.refuse(output)
                     backward(output)
-                except RuntimeError:
+                except (RuntimeError, TypeError):  # of complex numbers
                     refuse_what_is_no_loss(output, run)
                     raise
                 if named:
@@ -168,10 +166,9 @@ def train_epoch(run: Run) -> None:
             stepped = any(turn.stepped for turn in turns) if automatic else batch is not None and run.window.steps
             position.global_step += stepped and automatic
         position.batch = index + 1  # before the hooks, so that a checkpoint they save resumes behind this batch
-        position.batch_total += 1
         if stepped:
             position.stepped_batches += 1
-        if more or state.save_requests or state.signal or position.stepped_batches >= next_log:
+        if more or schedulers or state.save_requests or state.signal or position.stepped_batches >= next_log:
             position.tail = LOGGING
             if schedulers and automatic:
                 step_schedulers(run, index)
@@ -180,7 +177,7 @@ def train_epoch(run: Run) -> None:
             _finish_batch(run, index, stepped)
             if position.stepped_batches >= next_log:
                 next_log += log_every
-        if position.global_step >= max_steps or (state.should_stop and must_stop(run)):
+        if position.global_step >= run.max_steps or (state.should_stop and must_stop(run)):
             if complete := train.is_last:
                 next(batches, None)  # the loader is read to its very end, where samplers draw too
             break
@@ -198,14 +195,14 @@ def train_epoch(run: Run) -> None:
     if complete:
         if not automatic and run.optimizers and position.global_step == steps_before_epoch:
             warn("LD035", _NO_STEP)
-        position.epoch += 1
-        position.batch = 0
+        position.end_epoch()
     if state.save_requests:
         write_asked(run)
 
 
 def resolve_work(run: Run) -> Callable[[Run, Any, int], Any]:
     """What trains on a batch in the epoch that begins, where ``run.plain_backward`` is None."""
+    run.replaced = False
     run.resolve_plain_step()
     if run.pending:  # of a window that a checkpoint was made in
         run.plain_backward = None
@@ -222,7 +219,8 @@ def _finish_batch(run: Run, index: int, stepped: bool) -> None:
     state, position = run.state, run.state.position
     if position.tail == LOGGING and stepped and run.log_every and position.stepped_batches % run.log_every == 0:
         run.send(run.results.step_metrics(), run.log_step)
-    if run.validation_is_due is not None and position.tail != VALIDATED and run.validation_is_due(run, index):
+    due, broken_off = run.validation_is_due, position.tail == VALIDATION  # broken off: whatever is due now, it was then
+    if due is not None and position.tail != VALIDATED and (broken_off or due(run, index)):
         position.tail = VALIDATION
         if run.pending == 0:
             run.module.on_validation_model_zero_grad()

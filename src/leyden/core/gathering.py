@@ -155,6 +155,8 @@ def _gather_one_of(row: ConcatDataset[Any]) -> _Gather | None:
         inside = indices.index_select(0, order) - starts.index_select(0, places)
         shares = torch.split(inside, torch.bincount(places, minlength=len(gathers)).tolist())
         pieces = [gather(share) for gather, share in zip(gathers, shares, strict=True) if len(share)]
+        if not pieces:  # of no index, as an outline is taken
+            return gathers[0](indices)
         return pieces[0] if len(pieces) == 1 else _rejoined(pieces, order.argsort())
 
     return joined

@@ -48,6 +48,10 @@ def refuse_what_is_no_loss(output: Any, run: Run) -> None:
     Raises:
         MisconfigurationError: It is none.
     """
+    if isinstance(output, Tensor) and output.is_complex():
+        raise MisconfigurationError(
+            f"training_step returned a loss of {output.dtype}; it must be real. Take its .abs() or .real."
+        ) from None
     try:
         loss_of(output, run)
     except MisconfigurationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,9 @@ from torch.optim import Optimizer
 from leyden.core.batches import Batches
 from leyden.core.hooks import action_of
 from leyden.core.run import Run
-from leyden.core.state import Stage
+from leyden.core.state import Fn, Stage
 from leyden.profilers.profiler import Profiler
+from leyden.utils.dynamo import COMPILER
 
 _WORDS = {
     Stage.TRAIN: "training",
@@ -45,6 +47,8 @@ class ProfiledRun(Run):
 
     def begin(self) -> None:
         """Set the profiler up."""
+        if self.fn is Fn.FIT:  # torch's optimizers import it as they first step, which is no time of theirs
+            importlib.import_module(COMPILER)
         self.profiler.setup(str(self.fn), self.strategy.local_rank, self.trainer.log_dir)
         self._measuring = True
 

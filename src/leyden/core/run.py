@@ -112,6 +112,8 @@ class Run:
         plain_backward: ``backward`` for the loop itself, while a batch takes forward, backward, the optimizer's step,
             and nothing that comes between; else None.
         looks: The loop looks if a plain loss is finite.
+        replaced: Other optimizers have come in during the epoch in work.
+        max_steps: Training ends at so many optimizer steps.
         compiling: Compiles the training step; None where nobody wants that.
         times: What the time of this run goes into.
     """
@@ -157,6 +159,8 @@ class Run:
         self.unguarded: Callable[..., None] | None = None
         self.plain_backward: Callable[..., None] | None = None
         self.looks = False
+        self.replaced = False
+        self.max_steps: int | float = math.inf
         self.compiling: Any = None
 
         self.optimizers: list[Optimizer] = []
@@ -268,6 +272,7 @@ class Run:
         self.step_scheduler = self._method("lr_scheduler_step")
         self.clip = self._resolve_clipping()
         self.accumulate = options.accumulate_grad_batches
+        self.follow(options)
         self.log_every = 50 if options.log_every_n_steps is None else options.log_every_n_steps
 
     def resolve_plain_step(self) -> None:
@@ -279,6 +284,7 @@ class Run:
         )
         plain = (
             self.module.automatic_optimization
+            and not self.replaced
             and len(self.turns) == 1
             and turn.optimizer is not None
             and turn.closure_first
@@ -289,6 +295,11 @@ class Run:
         )
         self.looks = plain and self.unguarded is not None and self.check is not None
         self.plain_backward = (self.unguarded or self.backward) if plain else None
+
+    def follow(self, options: Any) -> None:
+        """Go on with other options."""
+        self.options = options
+        self.max_steps = math.inf if options.max_steps == -1 else options.max_steps
 
     def accumulate_over(self, batches: int) -> None:
         """Have an optimizer step after so many batches, from the next one on."""
@@ -309,7 +320,7 @@ class Run:
         self.prefer_fused()
         if self.check is not None:
             self.check.arm(self.optimizers)
-        self.plain_backward = None  # for the rest of the epoch
+        self.plain_backward, self.replaced = None, True  # for the rest of the epoch
         self._bind_turns()
 
     def prefer_fused(self) -> None:

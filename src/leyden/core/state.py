@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -56,7 +56,7 @@ class Position:
     Attributes:
         epoch: Index of the epoch in progress, which is also the number of completed epochs.
         batch: Batches of this epoch that are done; the next one has this index.
-        batch_total: Batches done in all epochs.
+        batches_before: Batches done in the epochs before.
         global_step: Optimizer steps taken. In automatic optimization one for each batch that stepped; in manual
             optimization one for each ``optimizer.step()``.
         stepped_batches: Batches after which the optimizer stepped: the x-axis of the loggers.
@@ -65,19 +65,33 @@ class Position:
 
     epoch: int = 0
     batch: int = 0
-    batch_total: int = 0
+    batches_before: int = 0
     global_step: int = 0
     stepped_batches: int = 0
     tail: int = 0
 
+    @property
+    def batch_total(self) -> int:
+        """Batches done in all epochs."""
+        return self.batches_before + self.batch
+
+    def end_epoch(self) -> None:
+        """Count an epoch of which all batches are done."""
+        self.epoch, self.batch, self.batches_before = self.epoch + 1, 0, self.batch_total
+
     def state_dict(self) -> dict[str, int]:
-        """The numbers, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """The numbers, by name; ``batch_total`` in place of ``batches_before``."""
+        return {name: getattr(self, name) for name in _IN_CHECKPOINTS}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Take over the numbers of ``state``; those it does not name stay."""
-        for name, number in state.items():
+        numbers = self.state_dict() | state
+        self.batches_before = numbers.pop("batch_total") - numbers["batch"]
+        for name, number in numbers.items():
             setattr(self, name, number)
+
+
+_IN_CHECKPOINTS = ("epoch", "batch", "batch_total", "global_step", "stepped_batches", "tail")
 
 
 @dataclass(slots=True)
