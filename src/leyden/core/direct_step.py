@@ -114,7 +114,11 @@ class DirectStep:
         adam, run, enabled = self._kind is not SGD, self._run, torch.is_grad_enabled()
         # All groups are looked at before any is changed: the step is taken directly as a whole, or not at all.
         try:
-            known = all(part.take(group, state, adam) for group, part in zip(groups, parts, strict=False))
+            known = True
+            for group, part in zip(groups, parts, strict=False):
+                if not part.take(group, state, adam):
+                    known = False
+                    break
             if not known and COMPILER in sys.modules:
                 return optimizer.step()
             if wrapper is not None:
