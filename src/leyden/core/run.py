@@ -584,6 +584,15 @@ class Run:
         """The x-axis of the loggers: the index of the batch that stepped the optimizer last."""
         return max(0, self.state.position.stepped_batches - 1)
 
+    def before_step(self, optimizer: Optimizer) -> None:
+        """What comes between complete gradients and the step by them."""
+        if self.unscale is not None:
+            self.unscale(optimizer)
+        if fire := self.hooks.on_before_optimizer_step:
+            fire(optimizer)
+        if self.clip is not None:
+            self.clip(optimizer)
+
     def _step_now(self, optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
         """What ``step`` of a wrapped optimizer does, in manual optimization or an overridden ``optimizer_step``."""
         result = None
@@ -596,12 +605,7 @@ class Run:
                 return result
             if turn.pending or self.window.catch_up != 1:
                 turn.release(self.window.catch_up)
-            if self.unscale is not None:
-                self.unscale(optimizer)
-            if fire := self.hooks.on_before_optimizer_step:
-                fire(optimizer)
-            if self.clip is not None:
-                self.clip(optimizer)
+            self.before_step(optimizer)
             turn.advance()
             self.state.position.global_step += 1
             return result

@@ -211,12 +211,7 @@ def _finish_gradients(run: Run, turn: Turn) -> None:
             torch._foreach_div_(gradients, turn.weight)
         else:
             torch._foreach_mul_(gradients, window / turn.pending)
-    if run.unscale is not None:
-        run.unscale(optimizer)
-    if fire := run.hooks.on_before_optimizer_step:
-        fire(optimizer)
-    if run.clip is not None:
-        run.clip(optimizer)
+    run.before_step(optimizer)
 
 
 def manual_batch(run: Run, batch: Any, index: int) -> Any:
